@@ -1,0 +1,1 @@
+"""Networks, training, export and evaluation. The worker imports `models.manifest` and nothing else from here."""

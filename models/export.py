@@ -1,0 +1,227 @@
+"""Write an artefact: TorchScript, item tables, golden answers and the manifest, checked before anything is visible.
+
+The only module of `models` that touches `torch.jit`. `torch.export` cannot replace it here: the format promises one file with two
+methods over free batch sizes.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from models import manifest as manifests
+from models.networks import VALUE_BUCKETS, Network
+
+TOLERANCE = 1e-5
+HISTORY = 0  # our models carry the past in the state, so no history crosses the border
+FEATURES: Sequence[str] = ()
+
+
+class ExportError(Exception):
+    """A model is not fit to serve; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """What the manifest says about a model, as opposed to what it computes."""
+
+    name: str
+    training: manifests.Training
+    created_ms: int
+    metrics: dict[str, float]
+
+
+def write_artefact(
+    network: Network,
+    item_ids: Sequence[str],
+    item_vectors: npt.NDArray[np.float32],
+    labels: Labels,
+    directory: Path,
+) -> manifests.Manifest:
+    """Check a network and write it as the artefact `directory`, all of it or nothing; an older artefact there is replaced.
+
+    item_vectors is (N+1, V), row 0 the cold-start vector and row r+1 that of item_ids[r]. The version is a digest of the contents.
+    Raises ExportError when a check fails or when the directory holds something that is not an artefact.
+    """
+    _check_replaceable(directory)
+    _check_items(item_ids, item_vectors, network)
+    scripted = script(network)
+    golden = check_scripted(network, scripted, item_vectors)
+    staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    staging.mkdir(parents=True)
+    try:
+        scripted.save(str(staging / manifests.MODEL_FILE))
+        np.save(staging / manifests.ITEM_VECTORS_FILE, item_vectors, allow_pickle=False)
+        (staging / manifests.ITEM_IDS_FILE).write_bytes(
+            "".join(f"{item_id}\n" for item_id in item_ids).encode()
+        )
+        (staging / manifests.GOLDEN_FILE).write_text(json.dumps(golden, allow_nan=False) + "\n")
+        manifest = _manifest(network, labels, staging)
+        manifests.write(manifest, staging / manifests.MANIFEST_FILE)
+        _replace(directory, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return manifest
+
+
+def script(network: Network) -> torch.jit.ScriptModule:
+    """Return the network as frozen TorchScript with its exported methods, in evaluation mode."""
+    methods = [name for name in ("advance", "score", "probability") if hasattr(network, name)]
+    scripted = torch.jit.script(network.eval())
+    return torch.jit.freeze(scripted, preserved_attrs=methods)
+
+
+def load_scripted(directory: Path) -> torch.jit.ScriptModule:
+    """Load the TorchScript module of an artefact after checking its hashes. Raises ManifestError."""
+    manifests.verify_files(manifests.read(directory), directory)
+    return torch.jit.load(str(directory / manifests.MODEL_FILE), map_location="cpu")
+
+
+def load_items(directory: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Load the item ids and the item vectors (N+1, V) of an artefact; row 0 is the cold-start vector."""
+    item_ids = (directory / manifests.ITEM_IDS_FILE).read_bytes().decode().split("\n")[:-1]
+    vectors: npt.NDArray[np.float32] = np.load(directory / manifests.ITEM_VECTORS_FILE, allow_pickle=False)
+    return item_ids, vectors
+
+
+def check_scripted(network: Network, scripted: Any, item_vectors: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Return golden inputs and answers, after checking that the scripted module gives them in every way of asking.
+
+    Eager and scripted agree to TOLERANCE, batch size and padding change no score beyond it and no advanced state at all.
+    """
+    advance = _advance_inputs(network, item_vectors)
+    score = _score_inputs(network, item_vectors, scripted.advance(*advance.values()))
+    with torch.inference_mode():
+        states, scores = scripted.advance(*advance.values()), scripted.score(*score.values())
+        _check_close("advance, eager and scripted", network.advance(*advance.values()), states, 0.0)
+        _check_close("score, eager and scripted", network.score(*score.values()), scores, TOLERANCE)
+        for row in range(len(states)):
+            one = scripted.advance(*(tensor[row : row + 1] for tensor in advance.values()))
+            _check_close("advance, alone and in a batch", one[0], states[row], 0.0)
+        for row in range(len(scores)):
+            _check_close(
+                "score, alone and padded", _score_alone(scripted, score, row), scores[row], TOLERANCE
+            )
+    return {
+        "advance": {**_as_json(advance), "expected": _tensor_as_json(states)},
+        "score": {**_as_json(score), "expected": _tensor_as_json(scores)},
+        "tolerance": TOLERANCE,
+    }
+
+
+def _score_alone(scripted: Any, score: dict[str, Tensor], row: int) -> Tensor:
+    """Return the scores of one list, its first half asked for without the second."""
+    alone = {name: tensor[row : row + 1] for name, tensor in score.items()}
+    half = alone["items"].shape[1] // 2
+    halves = []
+    for part in (slice(0, half), slice(half, None)):
+        cut = {name: alone[name][:, part] for name in ("items", "features", "mask")}
+        halves.append(scripted.score(*(alone | cut).values())[0])
+    return torch.cat(halves)
+
+
+def _advance_inputs(network: Network, item_vectors: npt.NDArray[np.float32]) -> dict[str, Tensor]:
+    """Return one interaction of every kind and rating value, from states that have seen something."""
+    rng = np.random.default_rng(0)
+    rows = len(network.kinds) * VALUE_BUCKETS
+    kind = torch.arange(rows) // VALUE_BUCKETS
+    items = torch.from_numpy(item_vectors[rng.integers(0, len(item_vectors), rows)])  # (B, V)
+    state = torch.from_numpy(rng.uniform(0.0, 1.0, (rows, network.state_size)).astype(np.float32))  # (B, S)
+    value = (torch.arange(rows) % VALUE_BUCKETS).to(torch.float32)
+    dt_s = torch.from_numpy(rng.uniform(0.0, 1e5, rows).astype(np.float32))
+    return {"state": state, "items": items, "kind": kind, "value": value, "dt_s": dt_s}
+
+
+def _score_inputs(
+    network: Network, item_vectors: npt.NDArray[np.float32], states: Tensor
+) -> dict[str, Tensor]:
+    """Return three lists: of an unknown user, of a known one, and one that is padding only."""
+    rng = np.random.default_rng(1)
+    lists, candidates = 3, 8
+    mask = torch.ones((lists, candidates), dtype=torch.bool)
+    mask[1, 6:], mask[2] = False, False
+    items = torch.from_numpy(item_vectors[rng.integers(0, len(item_vectors), (lists, candidates))])
+    return {
+        "state": torch.stack((torch.zeros_like(states[0]), states[0], states[1])),  # (B, S)
+        "history": torch.zeros((lists, HISTORY, network.vector_size)),
+        "history_mask": torch.zeros((lists, HISTORY), dtype=torch.bool),
+        "items": items * mask.unsqueeze(2),  # (B, C, V)
+        "features": torch.zeros((lists, candidates, len(FEATURES))),
+        "mask": mask,
+    }
+
+
+def _check_close(what: str, left: Tensor, right: Tensor, tolerance: float) -> None:
+    worst = float((left - right).abs().max()) if left.numel() else 0.0
+    if not worst <= tolerance:
+        raise ExportError(
+            f"{what}: answers differ by {worst:g}, allowed is {tolerance:g}; nothing was written"
+        )
+
+
+def _check_items(item_ids: Sequence[str], item_vectors: npt.NDArray[np.float32], network: Network) -> None:
+    expected = (len(item_ids) + 1, network.vector_size)
+    if item_vectors.shape != expected or item_vectors.dtype != np.float32:
+        raise ExportError(
+            f"item vectors are {item_vectors.dtype} {item_vectors.shape}, expected float32 {expected}; nothing was written"
+        )
+    if not np.isfinite(item_vectors).all():
+        raise ExportError(
+            "item vectors are not all finite: training diverged, nothing was written; lower the learning rate"
+        )
+    if len(set(item_ids)) != len(item_ids) or any("\n" in item_id for item_id in item_ids):
+        raise ExportError("item ids repeat or hold a line break; nothing was written, mend the log")
+
+
+def _check_replaceable(directory: Path) -> None:
+    replaceable = not directory.exists() or (directory / manifests.MANIFEST_FILE).is_file()
+    if not replaceable and not (directory.is_dir() and not any(directory.iterdir())):
+        raise ExportError(
+            f"{directory}: exists and is not an artefact; nothing was written, name another directory"
+        )
+
+
+def _replace(directory: Path, staging: Path) -> None:
+    """Put the staged artefact in place; a reader sees the old one or the new one, whole."""
+    if directory.exists():
+        retired = staging.with_name(f"{staging.name}.retired")
+        directory.rename(retired)
+        staging.rename(directory)
+        shutil.rmtree(retired)
+    else:
+        staging.rename(directory)
+
+
+def _manifest(network: Network, labels: Labels, staging: Path) -> manifests.Manifest:
+    files = {name: manifests.sha256_of(staging / name) for name in manifests.REQUIRED_FILES}
+    contents = "".join(f"{name}={digest};" for name, digest in sorted(files.items()))
+    return manifests.Manifest(
+        name=labels.name,
+        version=manifests.digest_of(contents.encode())[:12],
+        format="torchscript",
+        torch_version=str(torch.__version__),
+        files=files,
+        dims=manifests.Dims(S=network.state_size, V=network.vector_size, H=HISTORY, F=len(FEATURES)),
+        features=list(FEATURES),
+        kinds=network.kinds,
+        metrics=labels.metrics,
+        training=labels.training,
+        created_ms=labels.created_ms,
+    )
+
+
+def _as_json(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: _tensor_as_json(tensor) for name, tensor in tensors.items()}
+
+
+def _tensor_as_json(tensor: Tensor) -> list[Any]:
+    """Return nested lists; axes after one of length zero are lost and come back from the manifest's dims."""
+    return tensor.tolist()
