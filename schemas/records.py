@@ -34,9 +34,7 @@ _ID_SCHEMA: dict[str, Any] = {
     "maxLength": DEFAULT_LIMITS.max_id_bytes,
     "not": {"pattern": FORBIDDEN_IN_IDS},
 }
-_ID_RULE = (
-    f"1 to {DEFAULT_LIMITS.max_id_bytes} bytes of UTF-8 without control characters and line separators."
-)
+_ID_RULE = f"1 to {DEFAULT_LIMITS.max_id_bytes} bytes of UTF-8 without control characters and line separators."
 
 Id = Annotated[str, Meta(description=_ID_RULE, extra_json_schema=_ID_SCHEMA)]
 Kind = Annotated[
@@ -182,9 +180,7 @@ class Slate(Struct, frozen=True, kw_only=True):
     reasons: list[str]
     item_ids: list[str]
     scores: list[float]
-    retrieval_positions: Annotated[
-        list[int], Meta(description="0-based place of each item among the candidates.")
-    ]
+    retrieval_positions: Annotated[list[int], Meta(description="0-based place of each item among the candidates.")]
     propensities: Annotated[
         list[float], Meta(description="Probability that this policy put the item at this position.")
     ]
