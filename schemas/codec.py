@@ -45,7 +45,6 @@ _SLATE = msgspec.json.Decoder(Slate)
 
 _INTERACTION_IDS = ("event_id", "user_id", "item_id", "kind", "request_id")
 _FORBIDDEN = re.compile(FORBIDDEN_IN_IDS)
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _PRINTABLE_ASCII = bytes(range(0x20, 0x7F))
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
@@ -156,8 +155,12 @@ def _decode(decoder: msgspec.json.Decoder[_RecordT], value: bytes | None, limits
 
 
 def _depth(value: bytes) -> int:
-    """Return the deepest nesting of arrays and objects, brackets inside strings left out."""
-    brackets = _STRING.sub(b"", value).translate(_BRACKET_STEPS, _NOT_BRACKETS)
+    """Return the deepest nesting of arrays and objects, brackets inside strings left out.
+
+    Without escapes every other piece between quotes is a string. Linear in C: a megabyte takes milliseconds.
+    """
+    outside = b"".join(value.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2])
+    brackets = outside.translate(_BRACKET_STEPS, _NOT_BRACKETS)
     return max(accumulate(memoryview(brackets).cast("b")), default=0)
 
 

@@ -1,0 +1,1 @@
+"""How we know that it works: builders and corpora here, tests by what they need in the folders."""
