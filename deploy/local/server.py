@@ -49,6 +49,10 @@ class LocalServer(ABC):
     def is_ready(self) -> bool:
         """Return whether it answers its protocol and is ours; may raise OSError when it does not answer."""
 
+    def choose_ports(self) -> list[int]:
+        """Return `port_count` ports to try; asked again when one turns out to be taken."""
+        return free_ports(self.port_count)
+
     @property
     def port(self) -> int:
         """The port that clients use."""
@@ -97,7 +101,7 @@ class LocalServer(ABC):
             self._start_on_ports()
             return
         for attempt in range(1, _PORT_ATTEMPTS + 1):
-            self.ports = free_ports(self.port_count)
+            self.ports = self.choose_ports()
             try:
                 self._start_on_ports()
             except PortTakenError:

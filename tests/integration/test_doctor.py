@@ -1,0 +1,170 @@
+"""The doctor names what is wrong, gives a remedy, never waits long and never shows a secret."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import typer
+from pydantic import SecretStr
+from typer.testing import CliRunner
+
+from deploy.local import ApacheKafka, LocalStack, RedisServer
+from deploy.local.ports import free_ports
+from stream_app.commands.doctor import doctor
+from stream_app.commands.doctor_artefact import examine_artefact
+from stream_app.commands.doctor_broker import examine_broker
+from stream_app.commands.doctor_redis import examine_redis
+from stream_app.commands.findings import Finding
+from stream_app.settings import KafkaSettings, RedisSettings, Settings
+from stream_app.topic_admin import create_topics
+
+pytestmark = pytest.mark.integration
+
+_DOCTOR = "import typer; from stream_app.commands.doctor import doctor; typer.run(doctor)"
+_LONGEST_S = 15.0
+
+
+def verdicts(findings: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.verdict for finding in findings}
+
+
+def broker_settings(bootstrap_servers: str, prefix: str, session_timeout_ms: int = 10_000) -> Settings:
+    kafka = KafkaSettings(bootstrap_servers=bootstrap_servers, session_timeout_ms=session_timeout_ms)
+    return Settings(kafka=kafka, topic_prefix=prefix)
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """Start a Redis that the test may spoil."""
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+async def redis_verdicts(url: str) -> dict[str, str]:
+    return verdicts(await examine_redis(RedisSettings(url=SecretStr(url))))
+
+
+async def test_a_healthy_redis_passes_every_check(local_stack: LocalStack) -> None:
+    found = await redis_verdicts(local_stack.redis_url)
+    assert found.pop("redis version") in {"ok", "warn"}  # the wheel's Redis is an old one
+    assert found == dict.fromkeys(("redis", "redis role", "redis eviction", "redis memory", "redis scripts"), "ok")
+
+
+async def test_a_redis_that_evicts_user_states_fails(own_redis: RedisServer) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    assert (await redis_verdicts(own_redis.url))["redis eviction"] == "fail"
+
+
+async def test_a_full_redis_fails(own_redis: RedisServer) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory", "100kb")
+    assert (await redis_verdicts(own_redis.url))["redis memory"] == "fail"
+
+
+async def test_a_user_who_may_not_run_scripts_fails(own_redis: RedisServer) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-@scripting")
+    assert (await redis_verdicts(f"redis://plain:pw@{own_redis.address}/0"))["redis scripts"] == "fail"
+
+
+async def test_a_refused_password_fails_and_is_not_shown(own_redis: RedisServer) -> None:
+    url = f"redis://somebody:geheim@{own_redis.address}/0"
+    (finding,) = await examine_redis(RedisSettings(url=SecretStr(url)))
+    assert finding.verdict == "fail"
+    assert "refuses our password" in finding.message
+    assert "geheim" not in repr(finding)
+    assert "somebody" not in repr(finding)
+
+
+async def test_an_absent_redis_fails_with_its_address() -> None:
+    port = free_ports(1)[0]
+    (finding,) = await examine_redis(RedisSettings(url=SecretStr(f"redis://:geheim@127.0.0.1:{port}/0")))
+    assert finding.verdict == "fail"
+    assert finding.message.startswith(f"127.0.0.1:{port}/0: no answer")
+
+
+async def test_a_healthy_broker_passes_and_its_limits_are_said(local_stack: LocalStack, topic_prefix: str) -> None:
+    settings = broker_settings(local_stack.bootstrap_servers, topic_prefix)
+    await create_topics(settings, 2)
+    embedded = local_stack.broker_kind == "embedded"
+    assert verdicts(await examine_broker(settings)) == {
+        "broker": "ok",
+        "broker version": "ok",
+        "session timeout": "skip" if embedded else "ok",
+        "idempotent producer": "warn" if embedded else "ok",
+        "topics": "ok",
+    }
+
+
+async def test_missing_topics_fail_one_by_one(local_stack: LocalStack, topic_prefix: str) -> None:
+    findings = await examine_broker(broker_settings(local_stack.bootstrap_servers, topic_prefix))
+    missing = [finding for finding in findings if finding.check == "topics"]
+    assert [finding.verdict for finding in missing] == ["fail"] * 7
+    assert {finding.remedy for finding in missing} == {"rerank topics create --partitions N"}
+
+
+async def test_an_absent_broker_is_one_failure() -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    (finding,) = await examine_broker(broker_settings(address, ""))
+    assert (finding.check, finding.verdict) == ("broker", "fail")
+    assert finding.message == f"{address}: no answer (KafkaConnectionError)"
+
+
+@pytest.mark.kafka
+async def test_a_session_timeout_that_the_broker_refuses_fails(tmp_path: Path, kafka_home: Path | None) -> None:
+    limits = {"group.min.session.timeout.ms": 6_000}
+    with ApacheKafka(tmp_path, kafka_home, heap_megabytes=256, settings=limits) as broker:
+        for ours_ms, verdict in ((5_999, "fail"), (6_000, "ok")):
+            found = verdicts(await examine_broker(broker_settings(broker.address, "", ours_ms)))
+            assert found["session timeout"] == verdict
+            assert found["idempotent producer"] == "ok"
+
+
+def test_an_artefact_that_is_not_set_or_not_there_fails(tmp_path: Path) -> None:
+    assert verdicts(examine_artefact(None)) == {"artefact": "fail"}
+    assert verdicts(examine_artefact(tmp_path)) == {"artefact": "fail"}
+
+
+def run_doctor(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, Any]]:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    app = typer.Typer()
+    app.command()(doctor)
+    result = CliRunner().invoke(app, ["--json"])
+    return result.exit_code, json.loads(result.stdout)
+
+
+def test_any_failure_makes_the_exit_code_one(
+    local_stack: LocalStack, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = local_stack.environment() | {"RERANK_TOPIC_PREFIX": topic_prefix}
+    exit_code, answer = run_doctor(environment, monkeypatch)
+    assert exit_code == 1
+    assert answer["healthy"] is False
+    assert all(finding["remedy"] for finding in answer["findings"] if finding["verdict"] in {"warn", "fail"})
+
+
+def test_servers_that_hang_are_named_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalStack(tmp_path, kafka="embedded", redis="local") as stack:
+        stack.kafka.pause()
+        stack.redis.pause()
+        for name, value in stack.environment().items():
+            monkeypatch.setenv(name, value)
+        done = subprocess.run(
+            [sys.executable, "-c", _DOCTOR, "--json"],
+            cwd=Path(__file__).resolve().parents[2],
+            capture_output=True,
+            timeout=_LONGEST_S,
+            check=False,
+        )
+    found = {finding["check"]: finding["verdict"] for finding in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 1
+    assert (found["broker"], found["redis"]) == ("fail", "fail")
+    assert done.stderr == b""
