@@ -1,0 +1,1 @@
+"""How the re-ranker runs: the local stack and the demonstration."""

@@ -1,0 +1,28 @@
+"""The command line: `rerank`, or `python -m stream_app`."""
+
+import typer
+
+from stream_app.commands import topics
+from stream_app.commands.doctor import doctor
+from stream_app.commands.local import up
+from stream_app.commands.worker import worker
+
+app = typer.Typer(
+    name="rerank",
+    help="Event-driven streaming re-ranker: a click is in the user's next list.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(worker)
+app.command()(doctor)
+app.command()(up)
+app.add_typer(topics.app, name="topics", help="Create the topics, or check them.")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""The two agents: they feed micro-batches to the pipeline, publish what it answers, and settle what is safe.
+
+Nothing escapes an agent: a bad record is a dead letter, a record that hits a bug is isolated and becomes one
+too, and what may pass (Redis, broker, model) is tried again with its input unsettled.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import chain
+
+from faust.types import StreamT
+
+from schemas.dead_letter import DeadLetter, Header
+from schemas.limits import Limits
+from schemas.topics import TRACE_HEADERS
+from stream_app.errors import StoreUnavailableError, TransientError
+from stream_app.pipeline import (
+    Answer,
+    Applied,
+    AppliedOffsets,
+    Clock,
+    ListRequest,
+    OutputRecord,
+    Publisher,
+    Ranked,
+    Ranker,
+    Record,
+    Serving,
+    UserStore,
+    apply_interactions,
+    decode_lists,
+)
+from stream_app.state import FoldCounts
+from stream_app.telemetry import Telemetry
+from stream_app.transport import FetchedBatch, micro_batches
+
+logger = logging.getLogger(__name__)
+
+INTERNAL_ERROR = "internal_error"
+RETRY_FIRST_S = 0.05
+RETRY_MOST_S = 2.0
+MODEL_ATTEMPTS = 5
+OUTSTANDING_PUBLISHES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentContext:
+    """What both agents share; `fail` stops the worker with its input unsettled."""
+
+    serving: Serving
+    store: UserStore
+    publisher: Publisher
+    applied: AppliedOffsets
+    clock: Clock
+    telemetry: Telemetry
+    limits: Limits
+    epoch: int
+    future_tolerance_ms: int
+    deadline_ms: int
+    reranked_topic: str
+    dead_letter_topics: Mapping[str, str]
+    fail: Callable[[Exception], None]
+
+
+class Agent:
+    """What both agents do alike: take micro-batches until asked to stop, never let an exception out."""
+
+    def __init__(self, context: AgentContext, *, max_records: int) -> None:
+        """Take at most `max_records` at once, unless one fetched batch is larger."""
+        self._context = context
+        self._max_records = max_records
+        self._stop = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def stop(self) -> None:
+        """Finish the micro-batch in hand and take no more."""
+        self._stop.set()
+
+    async def drained(self) -> None:
+        """Return when nothing is in hand."""
+        await self._idle.wait()
+
+    async def run(self, stream: StreamT[FetchedBatch]) -> None:
+        """Process the stream until asked to stop."""
+        async for batches in micro_batches(stream, max_records=self._max_records, should_stop=self._stop.is_set):
+            with self._busy(batches):
+                try:
+                    await self._process(batches)
+                except Exception as error:  # noqa: BLE001 - the one place: the worker stops, nothing is acked
+                    self._context.fail(error)
+
+    async def _process(self, batches: Sequence[FetchedBatch]) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def _busy(self, batches: Sequence[FetchedBatch]) -> Iterator[None]:
+        size = sum(len(batch.records) for batch in batches)
+        self._context.telemetry.batch_size.labels(batches[0].topic).observe(size)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._idle.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but no longer than until somebody asks to stop."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return
+
+    async def _publish_dead_letters(self, dead_letters: Sequence[DeadLetter]) -> None:
+        """Publish and wait: a dead letter is an outcome, so it must be safe before its input is settled."""
+        if not dead_letters:
+            return
+        records = [
+            OutputRecord(
+                self._context.dead_letter_topics[letter.topic], letter.key, letter.value, letter.record_headers()
+            )
+            for letter in dead_letters
+        ]
+        await (await self._context.publisher.send(records))
+        for letter in dead_letters:
+            self._context.telemetry.dead_letters.labels(letter.topic, letter.code).inc()
+
+
+class InteractionsAgent(Agent):
+    """decode -> load -> advance -> save, then settle. Interactions are never shed: they wait for Redis."""
+
+    async def _process(self, batches: Sequence[FetchedBatch]) -> None:
+        records = list(chain.from_iterable(batch.records for batch in batches))
+        applied = await self._apply(records)
+        if applied is None:  # asked to stop while Redis was away: all of it comes again
+            return
+        await self._publish_dead_letters(applied.dead_letters)
+        for count in fields(applied.counts):
+            self._context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
+        for batch in batches:
+            batch.settle(len(batch.records))
+            self._context.applied.advance(batch.partition, batch.next_offset - 1)
+
+    async def _apply(self, records: Sequence[Record]) -> Applied | None:
+        """Apply the records; isolate one that hits a bug by halving until it stands alone."""
+        try:
+            return await self._apply_with_retries(records)
+        except TransientError:
+            raise
+        except Exception as error:
+            if len(records) == 1:
+                logger.exception("event=internal_error topic=%s offset=%s", records[0].topic, records[0].offset)
+                return Applied(counts=FoldCounts(), dead_letters=[internal_error(records[0], error)])
+        middle = len(records) // 2
+        first, second = await self._apply(records[:middle]), await self._apply(records[middle:])
+        if first is None or second is None:
+            return None
+        first.counts.add(second.counts)
+        return Applied(counts=first.counts, dead_letters=first.dead_letters + second.dead_letters)
+
+    async def _apply_with_retries(self, records: Sequence[Record]) -> Applied | None:
+        context, pause_s, attempts = self._context, RETRY_FIRST_S, 0
+        while not self._stop.is_set():
+            try:
+                return await apply_interactions(
+                    records,
+                    serving=context.serving,
+                    store=context.store,
+                    epoch=context.epoch,
+                    limits=context.limits,
+                    future_tolerance_ms=context.future_tolerance_ms,
+                )
+            except TransientError as error:
+                attempts += 1
+                if not isinstance(error, StoreUnavailableError) and attempts >= MODEL_ATTEMPTS:
+                    raise
+                context.telemetry.retries.labels("interactions").inc()
+                logger.warning("event=retry attempt=%s records=%s %s", attempts, len(records), error)
+            await self._pause(pause_s)
+            pause_s = min(2.0 * pause_s, RETRY_MOST_S)
+        return None
+
+
+class ListsAgent(Agent):
+    """decode -> ... -> encode -> publish, then settle. Lists that wait for their `after` are parked meanwhile."""
+
+    def __init__(self, context: AgentContext, *, max_records: int) -> None:
+        """Score at most `max_records` lists in one forward pass."""
+        super().__init__(context, max_records=max_records)
+        self._ranker = Ranker(
+            serving=context.serving, store=context.store, applied=context.applied, clock=context.clock
+        )
+        self._parked: list[ListRequest] = []
+        self._parked_some = asyncio.Event()
+        self._publishes: set[asyncio.Task[None]] = set()
+        self._free_publishes = asyncio.Semaphore(OUTSTANDING_PUBLISHES)
+
+    async def drained(self) -> None:
+        """Return when nothing is in hand and every answer is acknowledged; parked lists do not count."""
+        await super().drained()
+        while self._publishes:
+            await asyncio.wait(self._publishes)
+
+    def drop_parked(self) -> None:
+        """Forget parked lists: after a rebalance they are delivered again, here or elsewhere."""
+        self._parked.clear()
+
+    async def _process(self, batches: Sequence[FetchedBatch]) -> None:
+        context, requests = self._context, []
+        for batch in batches:
+            decoded, dead_letters = decode_lists(
+                batch.records, batch, limits=context.limits, default_deadline_ms=context.deadline_ms
+            )
+            requests += decoded
+            await self._publish_dead_letters(dead_letters)
+            batch.settle(len(dead_letters))
+        for start in range(0, len(requests), self._max_records):
+            await self._rank(requests[start : start + self._max_records])
+
+    async def _rank(self, requests: Sequence[ListRequest]) -> None:
+        """Rank and publish; isolate a list that hits a bug by ranking each alone."""
+        try:
+            ranked = await self._ranker.rank(requests)
+        except Exception as error:
+            if len(requests) > 1:
+                for request in requests:
+                    await self._rank([request])
+                return
+            record = requests[0].record
+            logger.exception("event=internal_error topic=%s offset=%s", record.topic, record.offset)
+            await self._publish_dead_letters([internal_error(record, error)])
+            requests[0].batch.settle()
+            return
+        self._park(ranked)
+        await self._publish(ranked.answers)
+
+    def _park(self, ranked: Ranked) -> None:
+        if ranked.waiting:
+            self._parked += ranked.waiting
+            self._parked_some.set()
+
+    async def _publish(self, answers: Sequence[Answer]) -> None:
+        """Enqueue the answers in order; settle their lists when the broker has them all."""
+        if not answers:
+            return
+        await self._free_publishes.acquire()
+        acknowledged = await self._context.publisher.send([self._output(answer) for answer in answers])
+        task = asyncio.create_task(self._settle(acknowledged, answers))
+        self._publishes.add(task)
+        task.add_done_callback(self._publishes.discard)
+
+    async def _settle(self, acknowledged: Awaitable[None], answers: Sequence[Answer]) -> None:
+        try:
+            await acknowledged
+        except TransientError as error:
+            self._context.fail(error)
+            return
+        finally:
+            self._free_publishes.release()
+        telemetry = self._context.telemetry
+        for answer in answers:
+            answer.to.batch.settle()
+            telemetry.requests.labels(answer.slate.outcome, ",".join(answer.slate.reasons)).inc()
+            telemetry.duration.labels("total").observe(answer.slate.timing_ms.total / 1000.0)
+
+    def _output(self, answer: Answer) -> OutputRecord:
+        slate = answer.slate
+        return OutputRecord(
+            self._context.reranked_topic,
+            slate.user_id.encode(),
+            answer.value,
+            [
+                *_copied(answer.to.record.headers),
+                ("rerank-outcome", slate.outcome.encode()),
+                ("rerank-model", f"{slate.model.name}:{slate.model.version}".encode()),
+            ],
+        )
+
+    async def watch_parked(self) -> None:
+        """Rank parked lists as soon as the interaction they wait for is applied; at their deadline call them stale.
+
+        Runs beside `run`, for ever.
+        """
+        applied = self._context.applied
+        while True:
+            await self._parked_some.wait()
+            soonest_ms = min((request.deadline_ms for request in self._parked), default=0.0)
+            try:
+                async with asyncio.timeout(max(0.0, soonest_ms - self._context.clock.now_ms()) / 1000.0):
+                    await applied.changed.wait()
+            except TimeoutError:
+                pass
+            applied.changed.clear()
+            try:
+                await self._unpark(self._context.clock.now_ms())
+            except Exception as error:  # noqa: BLE001 - as in run: the worker stops, nothing is acked
+                self._context.fail(error)
+                return
+
+    async def _unpark(self, now_ms: float) -> None:
+        ready, late, waiting = [], [], []
+        for request in self._parked:
+            after = request.request.after
+            if now_ms >= request.deadline_ms:
+                late.append(request)
+            elif after is None or self._context.applied.reached(after, None):
+                ready.append(request)
+            else:
+                waiting.append(request)
+        self._parked = waiting
+        if not waiting:
+            self._parked_some.clear()
+        for start in range(0, len(ready), self._max_records):
+            await self._rank(ready[start : start + self._max_records])
+        await self._publish([self._ranker.stale(request) for request in late])
+
+
+def internal_error(record: Record, error: Exception) -> DeadLetter:
+    """Return the dead letter of a record that hit a bug; the traceback goes to the log, not to the topic."""
+    return DeadLetter(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        code=INTERNAL_ERROR,
+        stage="PROCESS",
+        error_class=type(error).__name__,
+        message=f"{type(error).__name__} while processing; sent to dead letters; report it with the record",
+    )
+
+
+def _copied(headers: Iterable[Header]) -> Iterator[Header]:
+    return (header for header in headers if header[0] in TRACE_HEADERS)

@@ -1,0 +1,276 @@
+"""The worker: wires settings, artefact, store, producer and agents into a Faust app, and runs it to a clean end."""
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import faust
+from faust.types import TP
+from mode.supervisors import CrashingSupervisor
+from yarl import URL
+
+from schemas.records import SlateModel
+from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
+from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
+from stream_app.errors import SettingsError, TransientError
+from stream_app.pipeline import AppliedOffsets, Serving
+from stream_app.publisher import KafkaPublisher
+from stream_app.scorer import Artefact, load_artefact
+from stream_app.settings import Settings
+from stream_app.store import CachedStore, RedisStore, RowCodec, connect
+from stream_app.telemetry import Telemetry
+from stream_app.topic_admin import admin_client, partition_counts, topic_problems
+from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
+
+logger = logging.getLogger(__name__)
+
+# A queue slot holds a batch of up to max_poll_records, so a few fill the memory that one record each would not.
+BUFFERED_BATCHES = 16
+REVOKE_GRACE_S = 2.0
+
+
+class SystemClock:
+    """Wall-clock time."""
+
+    def now_ms(self) -> float:
+        """Return milliseconds since 1970."""
+        return time.time() * 1000.0
+
+
+def serving_of(artefact: Artefact) -> Serving:
+    """Return what the pipeline must know of an artefact."""
+    manifest = artefact.manifest
+    return Serving(
+        model=artefact.model,
+        arena=artefact.arena,
+        history_size=manifest.dims.H,
+        feature_names=manifest.features,
+        name=SlateModel(name=manifest.name, version=manifest.version, variant="control"),
+    )
+
+
+class RerankApp(faust.App):
+    """A Faust app without web server, tables, data directory or leader: all it has is a consumer and two agents."""
+
+    logger = logging.getLogger("faust.app")  # its services tell at INFO every step they take
+    on_ready: Callable[[set[TP]], None]
+
+    def _create_directories(self) -> None:
+        """Create nothing: there are no tables."""
+
+    def on_rebalance_end(self) -> None:
+        """Tell the worker that partitions are assigned and records flow."""
+        super().on_rebalance_end()
+        self.on_ready(set(self.consumer.assignment()))
+
+
+def faust_app(settings: Settings) -> RerankApp:
+    """Return the configured app; see docs/faults.md for why each setting is not Faust's default."""
+    kafka = settings.kafka
+    app = RerankApp(
+        settings.group_id,
+        broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],
+        broker_client_id="stream-rerank",
+        broker_session_timeout=kafka.session_timeout_ms / 1000.0,
+        broker_heartbeat_interval=kafka.heartbeat_interval_ms / 1000.0,
+        broker_request_timeout=max(kafka.request_timeout_ms, kafka.session_timeout_ms + 1_000) / 1000.0,
+        broker_commit_interval=kafka.commit_interval_ms / 1000.0,
+        broker_max_poll_records=kafka.max_poll_records,
+        consumer_max_fetch_size=4 * 1_048_576,
+        consumer_auto_offset_reset="earliest",
+        processing_guarantee="at_least_once",
+        stream_buffer_maxsize=BUFFERED_BATCHES,
+        stream_wait_empty=False,
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        agent_supervisor=CrashingSupervisor,
+        autodiscover=False,
+    )
+    app.transport = BatchTransport(
+        app.conf.broker_consumer,
+        app,
+        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
+        max_batch_records=kafka.max_poll_records,
+    )
+    return app
+
+
+class Worker:
+    """One worker process. Owner of everything it starts; `run` returns the exit code."""
+
+    def __init__(self, settings: Settings, *, announce: Callable[[Mapping[str, object]], None]) -> None:
+        """Remember the settings; `announce` is called once, when partitions are assigned and the model is warm."""
+        self._settings = settings
+        self._announce = announce
+        self._telemetry = Telemetry()
+        self._end = asyncio.Event()
+        self._failure: Exception | None = None
+        self._ready = False
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT (0), or until something fails that a restart may mend (1)."""
+        settings = self._settings
+        self._listen_to_signals()
+        artefact = load_artefact(_artefact_directory(settings))
+        partitions = await _interaction_partitions(settings)
+        redis = connect(settings.redis)
+        publisher = KafkaPublisher(settings.kafka)
+        try:
+            await publisher.start()
+            codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)
+            store = CachedStore(
+                RedisStore(redis, codec=codec, key_prefix=settings.redis.key_prefix), max_users=settings.cached_users
+            )
+            epoch = await store.topic_epoch(topic_name(settings.topic_prefix, "interactions"), partitions)
+            await self._serve(self._context(artefact, store, publisher, epoch), store)
+        finally:
+            await publisher.stop()
+            await redis.aclose()
+        return 0 if self._failure is None else 1
+
+    def _context(self, artefact: Artefact, store: CachedStore, publisher: KafkaPublisher, epoch: int) -> AgentContext:
+        settings = self._settings
+        return AgentContext(
+            serving=serving_of(artefact),
+            store=store,
+            publisher=publisher,
+            applied=AppliedOffsets(),
+            clock=SystemClock(),
+            telemetry=self._telemetry,
+            limits=settings.limits(),
+            epoch=epoch,
+            future_tolerance_ms=settings.future_tolerance_ms,
+            deadline_ms=settings.deadline_ms,
+            reranked_topic=topic_name(settings.topic_prefix, "reranked"),
+            dead_letter_topics={
+                topic_name(settings.topic_prefix, name): dead_letter_name(settings.topic_prefix, name)
+                for name in CO_PARTITIONED
+            },
+            fail=self._fail,
+        )
+
+    async def _serve(self, context: AgentContext, store: CachedStore) -> None:
+        """Run the app until the end is asked for, then let the agents finish and commit."""
+        settings = self._settings
+        interactions = InteractionsAgent(context, max_records=settings.micro_batch_interactions)
+        lists = ListsAgent(context, max_records=settings.micro_batch_lists)
+        app = faust_app(settings)
+        for agent, name in ((interactions, "interactions"), (lists, "candidates")):
+            topic = app.topic(
+                topic_name(settings.topic_prefix, name),
+                key_serializer=BATCH_CODEC,
+                value_serializer=BATCH_CODEC,
+                value_type=None,
+            )
+            app.agent(topic, name=name)(agent.run)
+        app.on_ready = partial(self._on_assigned, context, app)
+
+        @app.on_partitions_revoked.connect
+        async def on_revoked(*_: object, **__: object) -> None:
+            await _within(REVOKE_GRACE_S, interactions.drained(), lists.drained())
+            await app.consumer.commit()
+            lists.drop_parked()
+            store.drop()
+            context.applied.drop()
+
+        watcher = asyncio.create_task(lists.watch_parked())
+        joined = asyncio.create_task(self._watch_join())
+        running = asyncio.create_task(app.start())
+        running.add_done_callback(self._on_app_started)
+        crashed = asyncio.create_task(app.wait_until_stopped())
+        crashed.add_done_callback(lambda _: self._on_app_stopped(app))
+        await self._end.wait()
+        interactions.stop()
+        lists.stop()
+        await _within(settings.grace_s / 2.0, interactions.drained(), lists.drained())
+        await _within(settings.grace_s / 4.0, app.consumer.commit())
+        await _within(settings.grace_s / 4.0, app.stop())
+        for task in (watcher, joined, running, crashed):
+            task.cancel()
+
+    def _on_assigned(self, context: AgentContext, app: RerankApp, partitions: set[TP]) -> None:
+        """Take note of an assignment: what is committed is applied, and the first one makes the worker ready."""
+        for tp, offset in cast("BatchConsumer", app.consumer).committed_offsets().items():
+            if tp.topic == topic_name(self._settings.topic_prefix, "interactions") and offset:
+                context.applied.advance(tp.partition, offset - 1)
+        self._telemetry.rebalances.inc()
+        self._telemetry.partitions.set(len(partitions))
+        assignment = sorted((tp.topic, tp.partition) for tp in partitions)
+        logger.info("event=assigned partitions=%s", assignment)
+        if not self._ready:
+            self._ready = True
+            name = context.serving.name
+            self._announce({"event": "ready", "model": name.name, "version": name.version, "partitions": assignment})
+
+    async def _watch_join(self) -> None:
+        """End a worker that does not join: Faust logs a fatal join error once and then idles for ever."""
+        await asyncio.sleep(self._settings.join_timeout_s)
+        if not self._ready:
+            self._fail(
+                TransientError(
+                    f"no partitions assigned in {self._settings.join_timeout_s:g} s; nothing is served; look at the "
+                    "broker's answer above, or run `rerank doctor`"
+                )
+            )
+
+    def _on_app_started(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(TransientError(f"the consumer did not start: {error!r}; check the broker (`rerank doctor`)"))
+
+    def _on_app_stopped(self, app: RerankApp) -> None:
+        if not self._end.is_set():
+            self._fail(TransientError(f"the consumer stopped by itself: {app.crash_reason!r}; restart the worker"))
+
+    def _fail(self, error: Exception) -> None:
+        """End the worker with its input unacked."""
+        if self._failure is None:
+            self._failure = error
+            logger.error("event=failed %s", error, exc_info=error)
+            self._end.set()
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: int) -> None:
+        """End gracefully; a second signal ends at once."""
+        if self._end.is_set():
+            os._exit(128 + number)
+        logger.info("event=stopping signal=%s", signal.Signals(number).name)
+        self._end.set()
+
+
+def _artefact_directory(settings: Settings) -> Path:
+    if settings.artefact is None:
+        raise SettingsError(
+            "RERANK_ARTEFACT is not set; the worker does not start; point it at an artefact directory "
+            "(`rerank train --out DIR` makes one)"
+        )
+    return settings.artefact
+
+
+async def _interaction_partitions(settings: Settings) -> int:
+    """Return the partition count of `interactions`, after checking that the topics can serve."""
+    async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
+        counts = await partition_counts(admin)
+    problems = topic_problems(counts, settings.topic_prefix)
+    if problems:
+        raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
+    return counts[topic_name(settings.topic_prefix, "interactions")]
+
+
+async def _within(seconds: float, *waits: Awaitable[object]) -> None:
+    """Await all of them, but no longer than `seconds`."""
+    try:
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*waits)
+    except TimeoutError:
+        logger.warning("event=timeout seconds=%s what is unfinished stays unacked and comes again", seconds)

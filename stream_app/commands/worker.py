@@ -1,0 +1,59 @@
+"""`rerank worker`: one worker process."""
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Mapping
+
+import orjson
+import structlog
+import typer
+
+from stream_app.errors import RerankError
+from stream_app.settings import load_settings
+
+
+def worker() -> None:
+    """Serve until SIGTERM. Prints one JSON line when ready; JSON logs go to stderr."""
+    from stream_app.app import Worker  # noqa: PLC0415 - torch and faust cost a second that other commands need not pay
+
+    try:
+        settings = load_settings()
+        log_to_stderr(settings.log_level)
+        code = asyncio.run(Worker(settings, announce=_print_line).run())
+    except RerankError as error:
+        typer.echo(f"rerank worker: {error}", err=True)
+        raise typer.Exit(1) from None
+    sys.stdout.flush()
+    logging.shutdown()
+    # Faust leaves threads that a broker gone silent can hold for minutes; all that matters is settled by now.
+    os._exit(code)
+
+
+def _print_line(line: Mapping[str, object]) -> None:
+    typer.echo(orjson.dumps(line).decode())
+
+
+def log_to_stderr(level: str) -> None:
+    """Send every log record to stderr, one JSON object a line."""
+    handler = logging.StreamHandler(sys.stderr)
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", key="time"),
+        structlog.processors.format_exc_info,
+    ]
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # Faust and aiokafka tell at INFO what they do once a second; their warnings are what an operator needs.
+    for name in ("faust", "aiokafka", "mode"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

@@ -1,0 +1,50 @@
+"""Errors of the worker: the class says what happens next.
+
+RerankError
+  x SettingsError     the process must not start
+  x TransientError    retry with backoff, then stop the worker; the batch stays unacked
+    x StoreUnavailableError
+    x PublishError
+    x ModelError          the model raised: lists fall back, interactions wait
+  x PoisonError       dead-letter the record and go on
+    x FeatureMismatchError
+  x ArtefactError     manifest and file disagree; keep serving the model already loaded
+
+`schemas.codec.DecodeError` is poison as well; it lives with the codec.
+"""
+
+
+class RerankError(Exception):
+    """Root of the tree; catch a branch, not the root."""
+
+
+class SettingsError(RerankError):
+    """The process must not start."""
+
+
+class TransientError(RerankError):
+    """Worth retrying; nothing was acked."""
+
+
+class StoreUnavailableError(TransientError):
+    """Redis did not answer in time, or answered that it cannot serve."""
+
+
+class PublishError(TransientError):
+    """The broker did not acknowledge an output record."""
+
+
+class ModelError(TransientError):
+    """The model raised or returned another shape; lists fall back, interactions are not acked."""
+
+
+class PoisonError(RerankError):
+    """This record can never succeed; it becomes a dead letter."""
+
+
+class FeatureMismatchError(PoisonError):
+    """The record lacks what the model's features need."""
+
+
+class ArtefactError(RerankError):
+    """Manifest and files disagree; this artefact never serves."""

@@ -1,0 +1,389 @@
+"""The path, in one place.
+
+    decode -> load -> advance -> save                                              interactions
+    decode -> load -> gather -> score -> select -> explain -> encode               candidate lists
+
+Batches in, batches out. What it needs of the world (store, model, clock) it declares here; `app` supplies it.
+Publishing and acks are the agents'.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from schemas.codec import DecodeError, decode_candidate_list, decode_interaction, decode_user_id, encode_slate
+from schemas.dead_letter import DeadLetter, Header
+from schemas.limits import Limits
+from schemas.records import After, CandidateList, Slate, SlateModel, SlateTiming
+from stream_app.errors import ModelError, StoreUnavailableError
+from stream_app.explain import explain
+from stream_app.features import FeatureBatch, ItemArena, gather
+from stream_app.slate import fallback_slate, ranked_slate, select, shed_slate
+from stream_app.state import (
+    Fence,
+    FloatArray,
+    FoldCounts,
+    PositionedInteraction,
+    RowUpdate,
+    UserModel,
+    UserRow,
+    advance,
+)
+
+STALE = "stale"
+DEADLINE = "deadline"
+STORE_UNAVAILABLE = "store_unavailable"
+MODEL_ERROR = "model_error"
+MODEL_NONFINITE = "model_nonfinite"
+
+REFOLDS = 5
+
+
+class Record(Protocol):
+    """What the path reads of a Kafka record; aiokafka's ConsumerRecord is one."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def partition(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Sequence[Header]: ...
+
+
+class UserStore(Protocol):
+    """Where user rows come from and go to."""
+
+    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
+        """Return the row of each user, a cold one where there is none; raise StoreUnavailableError."""
+        ...
+
+    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
+        """Write the updates that the fence allows; return which were written; raise StoreUnavailableError."""
+        ...
+
+
+class Scorer(UserModel, Protocol):
+    """A model: it moves users and scores lists."""
+
+    def score(self, batch: FeatureBatch) -> FloatArray:
+        """Return the scores (B, C); raise ModelError."""
+        ...
+
+
+class Clock(Protocol):
+    """Processing time."""
+
+    def now_ms(self) -> float:
+        """Return wall-clock milliseconds."""
+        ...
+
+
+class OutputRecord(msgspec.Struct, frozen=True):
+    """A record to be produced."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[Header]
+
+
+class Publisher(Protocol):
+    """Where answers and dead letters go."""
+
+    async def send(self, records: Sequence[OutputRecord]) -> Awaitable[None]:
+        """Enqueue the records in order; what is returned ends when all are acknowledged, or raises PublishError."""
+        ...
+
+
+class Batch(Protocol):
+    """Whoever waits for the outcome of a record."""
+
+    def settle(self, count: int = 1) -> None:
+        """Take note that the outcome of `count` records is safe."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """One model in service, and what the path must know of it."""
+
+    model: Scorer
+    arena: ItemArena
+    history_size: int
+    feature_names: Sequence[str]
+    name: SlateModel
+
+
+@dataclass(slots=True)
+class AppliedOffsets:
+    """Per partition of `interactions`: everything up to this offset is in the user rows.
+
+    Owner: the interactions agent advances it; the lists agent reads it.
+    """
+
+    offsets: dict[int, int] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def advance(self, partition: int, offset: int) -> None:
+        """Take note that the partition is applied up to `offset`."""
+        self.offsets[partition] = max(offset, self.offsets.get(partition, -1))
+        self.changed.set()
+
+    def drop(self) -> None:
+        """Forget everything: after a rebalance somebody else may apply."""
+        self.offsets.clear()
+
+    def reached(self, after: After, row: UserRow | None) -> bool:
+        """Tell whether a slate made now reflects the interaction at `after`."""
+        if self.offsets.get(after.partition, -1) >= after.offset:
+            return True
+        return row is not None and row.fence.partition == after.partition and row.fence.offset >= after.offset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What became of a micro-batch of interactions."""
+
+    counts: FoldCounts
+    dead_letters: list[DeadLetter]
+
+
+class ListRequest(msgspec.Struct, frozen=True):
+    """A decoded candidate list with the record it came in, and the batch that waits for its outcome."""
+
+    record: Record
+    request: CandidateList
+    deadline_ms: float  # wall clock; infinity in a replay
+    batch: Batch
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A slate and its bytes."""
+
+    to: ListRequest
+    slate: Slate
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """Answers, and the lists that still wait for the interaction their `after` names."""
+
+    answers: list[Answer]
+    waiting: list[ListRequest]
+
+
+def dead_letter(record: Record, error: DecodeError) -> DeadLetter:
+    """Return the record as a dead letter: untouched bytes, and why."""
+    return DeadLetter(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        code=error.code,
+        stage="DECODE",
+        error_class=type(error).__name__,
+        message=error.message,
+    )
+
+
+def decode_interactions(
+    records: Sequence[Record], *, epoch: int, limits: Limits
+) -> tuple[list[PositionedInteraction], list[DeadLetter]]:
+    """Decode a micro-batch; a null value forgets the user of the key."""
+    interactions, dead_letters = [], []
+    for record in records:
+        try:
+            if record.value is None:
+                user_id, interaction = decode_user_id(record.key, limits), None
+            else:
+                interaction = decode_interaction(record.key, record.value, limits)
+                user_id = interaction.user_id
+        except DecodeError as error:
+            dead_letters.append(dead_letter(record, error))
+            continue
+        fence = Fence(epoch, record.partition, record.offset)
+        interactions.append(PositionedInteraction(user_id, interaction, fence, record.timestamp))
+    return interactions, dead_letters
+
+
+async def apply_interactions(
+    records: Sequence[Record],
+    *,
+    serving: Serving,
+    store: UserStore,
+    epoch: int,
+    limits: Limits,
+    future_tolerance_ms: int,
+) -> Applied:
+    """Fold a micro-batch of interactions into the rows of their users.
+
+    Raises:
+        StoreUnavailableError: nothing may be acked; the same call again is harmless.
+        ModelError: the model cannot advance; nothing may be acked.
+    """
+    interactions, dead_letters = decode_interactions(records, epoch=epoch, limits=limits)
+    counts = FoldCounts()
+    for _ in range(REFOLDS):
+        user_ids = list({interaction.user_id: None for interaction in interactions})
+        rows = dict(zip(user_ids, await store.load(user_ids), strict=True))
+
+        def fold(
+            some: list[PositionedInteraction], rows: dict[str, UserRow] = rows
+        ) -> tuple[list[RowUpdate], FoldCounts]:
+            advanced = advance(
+                rows,
+                some,
+                model=serving.model,
+                vocabulary=serving.arena,
+                future_tolerance_ms=future_tolerance_ms,
+            )
+            return advanced.updates, advanced.counts
+
+        updates, folded = fold(interactions)
+        written = await store.save(updates)
+        refused = {update.user_id for update, ok in zip(updates, written, strict=True) if not ok}
+        counts.add(folded)
+        if not refused:
+            return Applied(counts=counts, dead_letters=dead_letters)
+        interactions = [interaction for interaction in interactions if interaction.user_id in refused]
+        counts.subtract(fold(interactions)[1])
+    raise StoreUnavailableError(
+        f"{len(interactions)} interactions refused {REFOLDS} times: other workers write the same users; nothing was "
+        "acked; check that no two groups share a Redis key prefix"
+    )
+
+
+def decode_lists(
+    records: Sequence[Record], batch: Batch, *, limits: Limits, default_deadline_ms: float
+) -> tuple[list[ListRequest], list[DeadLetter]]:
+    """Decode candidate lists; deadlines count from the record's Kafka time."""
+    requests, dead_letters = [], []
+    for record in records:
+        try:
+            request = decode_candidate_list(record.key, record.value, limits)
+        except DecodeError as error:
+            dead_letters.append(dead_letter(record, error))
+            continue
+        allowed_ms = default_deadline_ms if request.deadline_ms is None else request.deadline_ms
+        requests.append(ListRequest(record, request, record.timestamp + allowed_ms, batch))
+    return requests, dead_letters
+
+
+class Ranker:
+    """Ranks micro-batches of candidate lists with one model in service."""
+
+    def __init__(self, *, serving: Serving, store: UserStore, applied: AppliedOffsets, clock: Clock) -> None:
+        """Read rows from `store`, and from `applied` how far the interactions are."""
+        self._serving = serving
+        self._store = store
+        self._applied = applied
+        self._clock = clock
+
+    async def rank(self, requests: Sequence[ListRequest]) -> Ranked:
+        """Return one answer for each list, but for those that wait for their `after`."""
+        started_ms = self._clock.now_ms()
+        answers = [self._shed(r, started_ms) for r in requests if started_ms >= r.deadline_ms]
+        due = [r for r in requests if started_ms < r.deadline_ms]
+        try:
+            rows = await self._load(due, started_ms)
+        except (StoreUnavailableError, TimeoutError):
+            failed = [self._fallback(r, STORE_UNAVAILABLE, None, started_ms) for r in due]
+            return Ranked(answers=answers + failed, waiting=[])
+        loaded_ms = self._clock.now_ms()
+        ready, waiting = [], []
+        for request, row in zip(due, rows, strict=True):
+            after = request.request.after
+            if after is None or self._applied.reached(after, row):
+                ready.append((request, row))
+            else:
+                waiting.append(request)
+        if ready:
+            answers += self._score(ready, started_ms, loaded_ms)
+        return Ranked(answers=answers, waiting=waiting)
+
+    def stale(self, request: ListRequest) -> Answer:
+        """Answer a list whose `after` was not reached by its deadline."""
+        return self._fallback(request, STALE, None, self._clock.now_ms())
+
+    async def _load(self, requests: Sequence[ListRequest], now_ms: float) -> list[UserRow]:
+        user_ids = list({request.request.user_id: None for request in requests})
+        soonest_ms = min((request.deadline_ms for request in requests), default=now_ms)
+        async with asyncio.timeout(None if soonest_ms == float("inf") else (soonest_ms - now_ms) / 1000.0):
+            rows = dict(zip(user_ids, await self._store.load(user_ids), strict=True))
+        return [rows[request.request.user_id] for request in requests]
+
+    def _score(self, ready: Sequence[tuple[ListRequest, UserRow]], started_ms: float, loaded_ms: float) -> list[Answer]:
+        serving = self._serving
+        requests = [request.request for request, _ in ready]
+        batch = gather(
+            requests,
+            [row for _, row in ready],
+            arena=serving.arena,
+            history_size=serving.history_size,
+            feature_names=serving.feature_names,
+        )
+        try:
+            scores = serving.model.score(batch)  # (B, C)
+            wants_why = any(request.explain for request in requests)
+            cold_scores = serving.model.score(batch.for_unknown_user()) if wants_why else scores  # (B, C)
+        except ModelError:
+            return [self._fallback(request, MODEL_ERROR, row, started_ms) for request, row in ready]
+        selections = select(scores, batch.mask, [request.k for request in requests])
+        scored_ms = self._clock.now_ms()
+        answers = []
+        for b, (request, row) in enumerate(ready):
+            selection = selections[b]
+            if selection.all_nonfinite:
+                answers.append(self._fallback(request, MODEL_NONFINITE, row, started_ms))
+                continue
+            slate = ranked_slate(
+                request.request,
+                selection,
+                row=row,
+                cold_items=int(batch.cold_items[b]),
+                model=serving.name,
+                timing_ms=_timing(request, started_ms, loaded_ms, scored_ms),
+                explanations=explain(request.request, selection, cold_scores[b]) if request.request.explain else None,
+            )
+            answers.append(Answer(request, slate, encode_slate(slate)))
+        return answers
+
+    def _shed(self, request: ListRequest, now_ms: float) -> Answer:
+        timing_ms = _timing(request, now_ms, now_ms, now_ms)
+        slate = shed_slate(request.request, DEADLINE, model=self._serving.name, timing_ms=timing_ms)
+        return Answer(request, slate, encode_slate(slate))
+
+    def _fallback(self, request: ListRequest, reason: str, row: UserRow | None, started_ms: float) -> Answer:
+        now_ms = self._clock.now_ms()
+        slate = fallback_slate(
+            request.request,
+            reason,
+            row=row,
+            model=self._serving.name,
+            timing_ms=_timing(request, started_ms, now_ms, now_ms),
+        )
+        return Answer(request, slate, encode_slate(slate))
+
+
+def _timing(request: ListRequest, started_ms: float, loaded_ms: float, scored_ms: float) -> SlateTiming:
+    """Return the stages in ms; the queue starts at the record's Kafka time, whatever clock that was."""
+    return SlateTiming(
+        queue=round(started_ms - request.record.timestamp, 3),
+        state=round(loaded_ms - started_ms, 3),
+        score=round(scored_ms - loaded_ms, 3),
+        total=round(scored_ms - request.record.timestamp, 3),
+    )

@@ -1,0 +1,87 @@
+"""The producer: answers and dead letters go out through it, in order, acknowledged by all replicas."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, UnknownError
+
+from stream_app.errors import PublishError
+from stream_app.pipeline import OutputRecord
+from stream_app.settings import KafkaSettings
+
+logger = logging.getLogger(__name__)
+
+
+class KafkaPublisher:
+    """An aiokafka producer with acks=all; idempotent where the broker can be."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        """Remember the settings; `start` connects."""
+        self._settings = settings
+        self._producer: AIOKafkaProducer | None = None
+
+    async def start(self) -> None:
+        """Connect; with `idempotence=auto` a broker that refuses an idempotent producer gets a plain one."""
+        mode = self._settings.idempotence
+        try:
+            self._producer = await self._connect(idempotent=mode != "off")
+        except UnknownError as error:
+            if mode == "on":
+                raise PublishError(
+                    f"broker {self._settings.bootstrap_servers!r} refuses an idempotent producer ({error}); nothing is "
+                    "served; set RERANK_KAFKA__IDEMPOTENCE=auto to accept duplicates after a broker retry"
+                ) from error
+            logger.warning("event=idempotence_refused broker refuses an idempotent producer; retries may duplicate")
+            self._producer = await self._connect(idempotent=False)
+
+    async def _connect(self, *, idempotent: bool) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.bootstrap_servers,
+            acks="all",
+            enable_idempotence=idempotent,
+            request_timeout_ms=self._settings.request_timeout_ms,
+            max_request_size=self._settings.max_request_bytes,
+        )
+        try:
+            await producer.start()
+        except KafkaError:
+            await producer.stop()
+            raise
+        return producer
+
+    async def send(self, records: Sequence[OutputRecord]) -> Awaitable[None]:
+        """Enqueue the records in order; await the result to know that all are acknowledged.
+
+        Raises:
+            PublishError: a record could not be enqueued; the awaitable raises it for one not acknowledged.
+        """
+        if self._producer is None:
+            raise PublishError("the producer is not started; nothing was sent; call start first")
+        send = self._producer.send
+        try:
+            futures = [await send(r.topic, r.value, r.key, headers=list(r.headers)) for r in records]
+        except KafkaError as error:
+            raise _not_acknowledged(error) from error
+        return _acknowledged(futures)
+
+    async def stop(self) -> None:
+        """Flush and disconnect."""
+        if self._producer is not None:
+            await self._producer.stop()
+            self._producer = None
+
+
+async def _acknowledged(futures: "Sequence[asyncio.Future[object]]") -> None:
+    try:
+        await asyncio.gather(*futures)
+    except KafkaError as error:
+        raise _not_acknowledged(error) from error
+
+
+def _not_acknowledged(error: KafkaError) -> PublishError:
+    return PublishError(
+        f"output not acknowledged: {error!r}; its input stays unacked and comes again; "
+        "check the broker (`rerank doctor`)"
+    )

@@ -1,0 +1,88 @@
+"""Settings: one frozen object, read once from `RERANK_...` variables (docs/operators.md lists them)."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.limits import Limits
+from stream_app.errors import SettingsError
+
+ENV_PREFIX = "RERANK_"
+
+
+class KafkaSettings(BaseModel):
+    """How the worker speaks to the broker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1)
+    session_timeout_ms: int = Field(default=10_000, ge=1_000)
+    heartbeat_interval_ms: int = Field(default=2_000, ge=100)
+    fetch_max_wait_ms: int = Field(default=20, ge=1, le=5_000)
+    request_timeout_ms: int = Field(default=30_000, ge=1_000)
+    commit_interval_ms: int = Field(default=1_000, ge=50)
+    max_poll_records: int = Field(default=1_000, ge=1)
+    max_request_bytes: int = Field(default=1_048_576, ge=1_024)
+    idempotence: Literal["auto", "on", "off"] = "auto"
+
+
+class RedisSettings(BaseModel):
+    """How the worker speaks to Redis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    key_prefix: str = Field(default="rerank", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    timeout_ms: int = Field(default=500, ge=1)
+    connect_timeout_ms: int = Field(default=500, ge=1)
+
+
+class Settings(BaseSettings):
+    """Everything a worker is told from outside.
+
+    Raises SettingsError (through `load_settings`) naming the variable, its value and what is expected.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="forbid")
+
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    artefact: Path | None = None
+    group_id: str = Field(default="rerank", min_length=1, max_length=200)
+    topic_prefix: str = Field(default="", max_length=100, pattern=r"^[A-Za-z0-9._-]*$")
+    deadline_ms: int = Field(default=1_000, ge=1)
+    max_message_bytes: int = Field(default=Limits().max_message_bytes, ge=1_024)
+    max_candidates: int = Field(default=Limits().max_candidates, ge=1)
+    micro_batch_interactions: int = Field(default=1_000, ge=1)
+    micro_batch_lists: int = Field(default=32, ge=1)
+    cached_users: int = Field(default=100_000, ge=0)
+    future_tolerance_ms: int = Field(default=300_000, ge=0)
+    join_timeout_s: float = Field(default=120.0, gt=0)
+    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    grace_s: float = Field(default=10.0, gt=0)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    def limits(self) -> Limits:
+        """Return the limits that decoding enforces."""
+        return Limits(max_message_bytes=self.max_message_bytes, max_candidates=self.max_candidates)
+
+
+def load_settings() -> Settings:
+    """Read the environment once.
+
+    Raises:
+        SettingsError: one line a wrong variable: its name, its value (secrets masked), what is expected.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("\n".join(_sentence(item) for item in error.errors())) from None
+
+
+def _sentence(item: ErrorDetails) -> str:
+    name = ENV_PREFIX + "__".join(str(part).upper() for part in item["loc"])
+    value = "(secret)" if "URL" in name or "PASSWORD" in name else repr(item["input"])
+    return f"{name}={value}: {item['msg']}; the process does not start; correct or unset {name}"

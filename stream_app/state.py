@@ -1,0 +1,339 @@
+"""The user row: how interactions move it, and its bytes in Redis. Pure: no I/O, no clock.
+
+A row is a fold over one user's interactions in offset order; `fence` is the position of the last one.
+The same log therefore always gives the same row, whoever folds it and however often.
+"""
+
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.records import Interaction
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+RING_ITEMS = 50
+MAX_GAP_S = 10 * 365 * 86_400.0
+ROW_VERSION = 1
+
+
+class Fence(msgspec.Struct, frozen=True, array_like=True):
+    """Position of the last interaction a row reflects; offset -1: none yet."""
+
+    epoch: int
+    partition: int
+    offset: int
+
+    def covers(self, other: "Fence") -> bool:
+        """Tell whether a row at this fence has already folded the interaction at `other`.
+
+        Inside one topic epoch and partition the offset decides. An older epoch is covered, for its offsets
+        mean nothing any more; a newer epoch, or another partition of the same one, is not.
+        """
+        if self.epoch != other.epoch:
+            return other.epoch < self.epoch
+        return self.partition == other.partition and other.offset <= self.offset
+
+
+class UserRow(msgspec.Struct, frozen=True):
+    """One user's state. msgspec, not dataclass: built once an interaction (tests/bench/bench_state.py)."""
+
+    events: int
+    last_event_time_ms: int
+    fence: Fence
+    vector: bytes  # float32, (S,)
+    ring: bytes  # UTF-8 item ids, newline between them, oldest first, at most RING_ITEMS
+
+    def history(self) -> list[str]:
+        """Return the last items, oldest first."""
+        return self.ring.decode().split("\n") if self.ring else []
+
+
+def cold_row(state_size: int) -> UserRow:
+    """Return the row of a user nobody has seen: no events, a zero vector, a fence that covers nothing."""
+    return UserRow(0, 0, Fence(0, 0, -1), bytes(4 * state_size), b"")
+
+
+class RowUpdate(msgspec.Struct, frozen=True):
+    """A row to be saved, and the fence of the row it was folded from."""
+
+    user_id: str
+    base: Fence
+    row: UserRow
+
+
+def may_replace(stored: Fence | None, update: RowUpdate) -> bool:
+    """Tell whether an update may be written over the row stored at `stored` (None: no row).
+
+    It may not when the stored row has folded interactions that the base had not (somebody else wrote
+    meanwhile: reload and fold again), nor when the stored row already covers the update.
+    """
+    if stored is None:
+        return True
+    return update.base.covers(stored) and not stored.covers(update.row.fence)
+
+
+class PositionedInteraction(msgspec.Struct, frozen=True):
+    """An interaction with its place in the log; `interaction` None forgets the user."""
+
+    user_id: str
+    interaction: Interaction | None
+    fence: Fence
+    record_time_ms: int  # Kafka's; negative when the broker gave none
+
+
+class UserModel(Protocol):
+    """The half of a model that moves users."""
+
+    def advance(
+        self, states: FloatArray, items: FloatArray, kinds: IntArray, values: FloatArray, dt_s: FloatArray
+    ) -> FloatArray:
+        """Return the next states (B, S) after one interaction for each of B users."""
+        ...
+
+
+class Vocabulary(Protocol):
+    """What the model knows of items and kinds."""
+
+    def item_row(self, item_id: str) -> int:
+        """Return the arena row of the item, 0 when it is unknown."""
+        ...
+
+    def kind_index(self, kind: str) -> int:
+        """Return the number of the kind, 0 when it is unknown."""
+        ...
+
+    def vectors(self, rows: IntArray) -> FloatArray:
+        """Return the vectors (B, V) of arena rows (B,)."""
+        ...
+
+
+@dataclass(slots=True)
+class FoldCounts:
+    """What happened to the interactions of one micro-batch."""
+
+    applied: int = 0
+    duplicate: int = 0
+    forgotten: int = 0
+    late: int = 0
+    future: int = 0
+    unknown_kind: int = 0
+    unknown_item: int = 0
+
+    def add(self, other: "FoldCounts") -> None:
+        """Count what `other` counted."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def subtract(self, other: "FoldCounts") -> None:
+        """Take back what `other` counted."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) - getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advanced:
+    """The rows that changed, and the counts."""
+
+    updates: list[RowUpdate]
+    counts: FoldCounts
+
+
+@dataclass(slots=True)
+class _Plan:
+    """One user's pending interactions inside a micro-batch."""
+
+    row: UserRow
+    events: int
+    last_event_time_ms: int
+    fence: Fence
+    vector: bytes
+    ring: bytes
+    steps: list[tuple[int, int, float, float]] = field(default_factory=list)  # item row, kind, value, dt_s
+
+
+def advance(
+    rows: Mapping[str, UserRow],
+    interactions: Sequence[PositionedInteraction],
+    *,
+    model: UserModel,
+    vocabulary: Vocabulary,
+    future_tolerance_ms: int,
+) -> Advanced:
+    """Fold interactions, in log order, into the rows of their users.
+
+    Args:
+        rows: the row of every user that occurs in `interactions`.
+        interactions: in offset order inside each partition.
+        future_tolerance_ms: an event time further than this ahead of the record's Kafka time is clamped to it.
+
+    Returns:
+        The changed rows. An interaction that its row already covers changes nothing.
+    """
+    counts = FoldCounts()
+    plans: dict[str, _Plan] = {}
+    for positioned in interactions:
+        plan = plans.get(positioned.user_id)
+        if plan is None:
+            row = rows[positioned.user_id]
+            plan = _Plan(row, row.events, row.last_event_time_ms, row.fence, row.vector, row.ring)
+            plans[positioned.user_id] = plan
+        if plan.fence.covers(positioned.fence):
+            counts.duplicate += 1
+        elif positioned.interaction is None:
+            _forget(plan, positioned.fence)
+            counts.forgotten += 1
+        else:
+            _append(plan, positioned.interaction, positioned, vocabulary, future_tolerance_ms, counts)
+            counts.applied += 1
+    changed = {user: plan for user, plan in plans.items() if plan.fence is not plan.row.fence}
+    return Advanced(updates=_finish(changed, model, vocabulary), counts=counts)
+
+
+def _forget(plan: _Plan, fence: Fence) -> None:
+    """Reset to a cold row that keeps the fence, so that a replay of older interactions stays without effect."""
+    plan.steps.clear()
+    plan.events, plan.last_event_time_ms, plan.fence = 0, 0, fence
+    plan.vector, plan.ring = bytes(len(plan.vector)), b""
+
+
+def _append(
+    plan: _Plan,
+    interaction: Interaction,
+    positioned: PositionedInteraction,
+    vocabulary: Vocabulary,
+    future_tolerance_ms: int,
+    counts: FoldCounts,
+) -> None:
+    event_time_ms = interaction.event_time_ms
+    latest_ms = positioned.record_time_ms + future_tolerance_ms
+    if event_time_ms > latest_ms and positioned.record_time_ms >= 0:
+        event_time_ms = latest_ms
+        counts.future += 1
+    gap_s = (event_time_ms - plan.last_event_time_ms) / 1000.0 if plan.events else 0.0
+    if gap_s < 0.0:
+        counts.late += 1
+        gap_s = 0.0
+    item_row, kind = vocabulary.item_row(interaction.item_id), vocabulary.kind_index(interaction.kind)
+    counts.unknown_item += item_row == 0
+    counts.unknown_kind += kind == 0
+    value = 0.0 if interaction.value is None else interaction.value
+    plan.steps.append((item_row, kind, value, min(gap_s, MAX_GAP_S)))
+    item_id = interaction.item_id.encode()
+    if plan.events >= RING_ITEMS:
+        plan.ring = plan.ring[plan.ring.index(b"\n") + 1 :] + b"\n" + item_id
+    else:
+        plan.ring = plan.ring + b"\n" + item_id if plan.events else item_id
+    plan.last_event_time_ms = max(event_time_ms, plan.last_event_time_ms) if plan.events else event_time_ms
+    plan.events += 1
+    plan.fence = positioned.fence
+
+
+def _finish(plans: Mapping[str, _Plan], model: UserModel, vocabulary: Vocabulary) -> list[RowUpdate]:
+    """Run the waves (wave j: the j-th interaction of every user that has one) and cut the rows out."""
+    if not plans:
+        return []
+    ordered = list(plans.values())
+    states = np.frombuffer(b"".join(plan.vector for plan in ordered), dtype=np.float32)
+    states = states.reshape(len(ordered), -1).copy()  # (U, S)
+    wave, waiting = 0, [u for u, plan in enumerate(ordered) if plan.steps]
+    while waiting:
+        steps = [ordered[u].steps[wave] for u in waiting]
+        rows, kinds, values, dt_s = zip(*steps, strict=True)
+        moved = model.advance(
+            states[waiting],  # (B, S)
+            vocabulary.vectors(np.array(rows, dtype=np.int64)),  # (B, V)
+            np.array(kinds, dtype=np.int64),
+            np.array(values, dtype=np.float64).clip(-3.0e38, 3.0e38).astype(np.float32),
+            np.array(dt_s, dtype=np.float32),
+        )
+        states[waiting] = moved
+        wave += 1
+        waiting = [u for u in waiting if len(ordered[u].steps) > wave]
+    buffer, width = states.tobytes(), 4 * states.shape[1]
+    return [
+        RowUpdate(
+            user_id,
+            plan.row.fence,
+            UserRow(
+                plan.events,
+                plan.last_event_time_ms,
+                plan.fence,
+                buffer[u * width : (u + 1) * width],
+                plan.ring,
+            ),
+        )
+        for u, (user_id, plan) in enumerate(plans.items())
+    ]
+
+
+# Row bytes. The fence comes first, as 32 decimal digits, because the script that guards it compares text:
+# Redis's Lua holds no 64-bit integers, and an operator can read it with GETRANGE key 0 31.
+#   0  epoch (6 digits) partition (6) offset (20)
+#  32  u8 version, u8 reserved, u16 S, u32 crc32 of all other bytes, u64 space, u64 events, i64 last_event_time_ms
+#  64  float32[S], then the ring
+_HEAD = struct.Struct("<BBHIQQq")
+FENCE_BYTES = 32
+_BODY_AT = FENCE_BYTES + _HEAD.size
+
+
+class RowError(ValueError):
+    """The bytes are no row: truncated, corrupt, or of another version."""
+
+
+class ForeignRowError(RowError):
+    """A sound row whose vector lives in another artefact's state space."""
+
+    def __init__(self, fence: Fence, message: str) -> None:
+        """Keep the fence: what the row has seen stays true whatever the model."""
+        super().__init__(message)
+        self.fence = fence
+
+
+def fence_text(fence: Fence) -> bytes:
+    """Return the fence as the 32 digits that the save script compares."""
+    return b"%06d%06d%020d" % (fence.epoch, fence.partition, fence.offset + 1)
+
+
+def fence_of(data: bytes) -> Fence:
+    """Return the fence of row bytes."""
+    return Fence(int(data[:6]), int(data[6:12]), int(data[12:FENCE_BYTES]) - 1)
+
+
+def pack_row(row: UserRow, space: int) -> bytes:
+    """Return the bytes of a row; `space` names the state space (the artefact) its vector lives in."""
+    fence = fence_text(row.fence)
+    body = row.vector + row.ring
+    size = len(row.vector) // 4
+    head = _HEAD.pack(ROW_VERSION, 0, size, 0, space, row.events, row.last_event_time_ms)
+    checksum = zlib.crc32(body, zlib.crc32(head, zlib.crc32(fence)))
+    return fence + _HEAD.pack(ROW_VERSION, 0, size, checksum, space, row.events, row.last_event_time_ms) + body
+
+
+def unpack_row(data: bytes, *, state_size: int, space: int) -> UserRow:
+    """Return the row.
+
+    Raises:
+        RowError: saying what disagrees; the caller sets the bytes aside and starts the user cold.
+        ForeignRowError: the row is sound, but of another artefact.
+    """
+    if len(data) < _BODY_AT:
+        raise RowError(f"row of {len(data)} bytes: shorter than its head of {_BODY_AT}")
+    version, _, size, checksum, row_space, events, last_event_time_ms = _HEAD.unpack_from(data, FENCE_BYTES)
+    if version != ROW_VERSION:
+        raise RowError(f"row version={version}: this worker reads {ROW_VERSION}")
+    head = _HEAD.pack(version, 0, size, 0, row_space, events, last_event_time_ms)
+    if zlib.crc32(data[_BODY_AT:], zlib.crc32(head, zlib.crc32(data[:FENCE_BYTES]))) != checksum:
+        raise RowError(f"row checksum {checksum:#010x} does not match its bytes")
+    fence = fence_of(data)
+    if size != state_size or row_space != space:
+        raise ForeignRowError(fence, f"row of space {row_space:#x}, S={size}: the model has {space:#x}, S={state_size}")
+    vector_end = _BODY_AT + 4 * size
+    return UserRow(events, last_event_time_ms, fence, data[_BODY_AT:vector_end], data[vector_end:])

@@ -1,0 +1,217 @@
+"""Batched delivery for Faust: one event a (partition, poll), committed only as a contiguous, settled prefix.
+
+Faust hands over one record at a time (about 100 us each) and acks what an agent never finished
+(docs/faults.md, "What Faust loses"). This transport leans on private methods of faust-streaming 0.15.3, which
+is therefore pinned; tests/integration/test_transport.py guards every one of them.
+"""
+
+import logging
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+from aiokafka import ConsumerRecord
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from faust.serializers import codecs
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP, Message, StreamT
+
+BATCH_CODEC = "rerank-batch"
+
+
+class _Identity(codecs.Codec):
+    """Hand the fetched batch to the agent as it is: decoding is the agent's, one record at a time."""
+
+    def loads(self, s: Any) -> Any:
+        return s
+
+    def dumps(self, s: Any) -> Any:
+        return s
+
+
+codecs.register(BATCH_CODEC, _Identity())
+
+
+class FetchedBatch:
+    """Records of one partition from one poll, in offset order. Owner: the worker's event loop.
+
+    `settle` once for each record when its outcome is safe; the batch is then done, and its offsets may be
+    committed as soon as every earlier batch of the partition is done too.
+    """
+
+    __slots__ = ("_unsettled", "partition", "records", "topic")
+
+    def __init__(self, records: list[ConsumerRecord]) -> None:
+        """Hold at least one record."""
+        self.topic: str = records[0].topic
+        self.partition: int = records[0].partition
+        self.records = records
+        self._unsettled = len(records)
+
+    @property
+    def next_offset(self) -> int:
+        """Return the offset after the last record: what a commit of this batch writes."""
+        return int(self.records[-1].offset) + 1
+
+    @property
+    def done(self) -> bool:
+        """Tell whether every record is settled."""
+        return self._unsettled <= 0
+
+    def settle(self, count: int = 1) -> None:
+        """Mark `count` more records as safe. Affects: what the consumer commits next."""
+        self._unsettled -= count
+
+
+# Faust's services log every step they take at INFO, under the module of their class.
+_faust_logger = logging.getLogger("faust.transport.batched")
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    logger = _faust_logger
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust hard-codes 1500 ms, which a broker that polls its log turns into latency.
+        consumer._fetch_max_wait_ms = transport.fetch_max_wait_ms
+        # Partition p of every topic to the same worker; Faust's own assignor leaves workers empty.
+        consumer._partition_assignment_strategy = (RangePartitionAssignor,)
+        return consumer
+
+
+class BatchConsumer(driver.Consumer):
+    """Delivers `FetchedBatch` values and commits their contiguous settled prefix."""
+
+    logger = _faust_logger
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._delivered: dict[TP, deque[FetchedBatch]] = defaultdict(deque)
+        self._settled_offset: dict[TP, int] = {}
+        self._confirmed_offset: dict[TP, int] = {}
+
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109 - Faust's signature
+        """Yield one message a partition, whose value is the batch and whose offset is the last one."""
+        records, active = await self._wait_next_records(timeout)
+        generation_id = self.app.consumer_generation_id
+        if records is None or self.should_stop:
+            return
+        if not self.flow_active:
+            await self._seek_back()
+            return
+        for tp, fetched in records.items():
+            if not self.flow_active or self.app.consumer_generation_id != generation_id:
+                return
+            if fetched and (active is None or tp in active or tp in self._buffered_partitions):
+                for batch in self._batches(tp, fetched):
+                    message: Any = self._to_message(tp, batch.records[-1])
+                    message.key, message.value = None, batch
+                    self._delivered[tp].append(batch)
+                    yield tp, message
+
+    def _batches(self, tp: TP, fetched: list[ConsumerRecord]) -> Iterator[FetchedBatch]:
+        read_offset = self._read_offset[tp]
+        if read_offset is not None and fetched[0].offset < read_offset:
+            fetched = [record for record in fetched if record.offset >= read_offset]
+        transport: Any = self.transport
+        size = transport.max_batch_records
+        for start in range(0, len(fetched), size):
+            yield FetchedBatch(fetched[start : start + size])
+
+    async def _seek_back(self) -> None:
+        # Records fetched while a rebalance runs are dropped; reading starts again at the committed offsets.
+        try:
+            await self.perform_seek()
+        except (TimeoutError, RuntimeError, OSError) as error:
+            self.log.warning("seek during a rebalance failed: %r; the next poll tries again", error)
+
+    async def perform_seek(self) -> None:
+        """Start again at the committed offsets; batches delivered before no longer count for commits."""
+        self._forget(list(self._delivered))
+        await super().perform_seek()
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Let the agents finish what they hold, commit it, and forget the rest."""
+        await super().on_partitions_revoked(revoked)
+        self._forget(revoked)
+
+    def _forget(self, partitions: Any) -> None:
+        for tp in partitions:
+            self._delivered.pop(tp, None)
+            self._settled_offset.pop(tp, None)
+            self._confirmed_offset.pop(tp, None)
+
+    def ack(self, message: Message) -> bool:
+        """Release Faust's own bookkeeping; only `FetchedBatch.settle` counts for commits.
+
+        Faust acks what it skips during a rebalance, so its acks say nothing about what was done.
+        """
+        first = not message.acked
+        message.acked = True
+        self._unacked_messages.discard(message)
+        return first
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        return (tp for tp in list(self._delivered) if topics is None or tp in topics or tp.topic in topics)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        batches = self._delivered[tp]
+        while batches and batches[0].done:
+            self._settled_offset[tp] = batches.popleft().next_offset
+        return self._settled_offset.get(tp)
+
+    def _should_commit(self, tp: TP, offset: int) -> bool:
+        return offset > self._confirmed_offset.get(tp, -1)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        committed = await super()._commit(offsets)
+        if committed:
+            self._confirmed_offset.update(offsets)
+        return committed
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        """Ignore gaps: batches know their own offsets."""
+
+    def committed_offsets(self) -> dict[TP, int]:
+        """Return the next offset of each partition at which reading started, where something was committed."""
+        return {tp: offset for tp, offset in self._committed_offset.items() if offset}
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether every delivered batch is done."""
+        return all(batch.done for batches in self._delivered.values() for batch in batches)
+
+
+class BatchTransport(driver.Transport):
+    """The transport an app uses in place of Faust's own."""
+
+    Consumer = BatchConsumer
+
+    def __init__(self, *args: Any, fetch_max_wait_ms: int, max_batch_records: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fetch_max_wait_ms = fetch_max_wait_ms
+        self.max_batch_records = max_batch_records
+
+
+async def micro_batches(
+    stream: StreamT[FetchedBatch], *, max_records: int, should_stop: Callable[[], bool]
+) -> AsyncIterator[list[FetchedBatch]]:
+    """Yield everything already waiting, up to `max_records`, never waiting for more.
+
+    Ends when `should_stop` says so; what it has not yielded by then stays unsettled and comes again.
+    """
+    source: Any = stream  # noack() and the queue are Faust's, but not in its types
+    events = source.noack().events().__aiter__()
+    waiting = source.channel.queue
+    batches: list[FetchedBatch] = []
+    async for event in events:
+        event.ack()
+        batches.append(event.value)
+        if should_stop():
+            return
+        if waiting.empty() or sum(len(batch.records) for batch in batches) >= max_records:
+            yield batches
+            batches = []
