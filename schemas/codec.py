@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Record = Interaction | CandidateList | Item
-_RecordT = TypeVar("_RecordT", Interaction, CandidateList, Item, Slate)
+_T = TypeVar("_T")
 
 _INTERACTION = msgspec.json.Decoder(Interaction)
 _CANDIDATE_LIST = msgspec.json.Decoder(CandidateList)
@@ -52,7 +52,7 @@ _BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
 def decode_interaction(key: bytes | None, value: bytes | None, limits: Limits) -> Interaction:
     """Decode a record of `interactions`; raise DecodeError, also for a null value: see decode_user_id."""
-    record = _decode(_INTERACTION, value, limits)
+    record = parse("Interaction", _INTERACTION, value, limits)
     check_interaction(record, limits)
     _check_key("Interaction user_id", key, record.user_id)
     return record
@@ -60,7 +60,7 @@ def decode_interaction(key: bytes | None, value: bytes | None, limits: Limits) -
 
 def decode_candidate_list(key: bytes | None, value: bytes | None, limits: Limits) -> CandidateList:
     """Decode a record of `candidates`; raise DecodeError."""
-    record = _decode(_CANDIDATE_LIST, value, limits)
+    record = parse("CandidateList", _CANDIDATE_LIST, value, limits)
     check_candidate_list(record, limits)
     _check_key("CandidateList user_id", key, record.user_id)
     return record
@@ -68,7 +68,7 @@ def decode_candidate_list(key: bytes | None, value: bytes | None, limits: Limits
 
 def decode_item(key: bytes | None, value: bytes | None, limits: Limits) -> Item:
     """Decode a record of `items`; raise DecodeError, also for a null value, which withdraws the item."""
-    record = _decode(_ITEM, value, limits)
+    record = parse("Item", _ITEM, value, limits)
     check_item(record, limits)
     _check_key("Item item_id", key, record.item_id)
     return record
@@ -77,7 +77,7 @@ def decode_item(key: bytes | None, value: bytes | None, limits: Limits) -> Item:
 def decode_slate(value: bytes) -> Slate:
     """Decode a record of `reranked`, for its readers; raise DecodeError."""
     size_is_ours = Limits(max_message_bytes=len(value or b""), max_nesting=DEFAULT_LIMITS.max_nesting)
-    return _decode(_SLATE, value, size_is_ours)
+    return parse("Slate", _SLATE, value, size_is_ours)
 
 
 def decode_user_id(key: bytes | None, limits: Limits) -> str:
@@ -134,24 +134,27 @@ def check_item(record: Item, limits: Limits) -> None:
         _check_integers("Item attributes", record.attributes)
 
 
-def _decode(decoder: msgspec.json.Decoder[_RecordT], value: bytes | None, limits: Limits) -> _RecordT:
-    """Decode within the limits on bytes and nesting; raise DecodeError and nothing else."""
+def parse(name: str, decoder: msgspec.json.Decoder[_T], value: bytes | None, limits: Limits) -> _T:
+    """Decode `value`, within the limits on bytes and nesting, as the decoder's type; raise DecodeError only.
+
+    Caller: whoever checks ids afterwards. `name` is what messages call the record.
+    """
     if value is None:
-        raise refusal(ErrorCode.VALUE_MISSING, f"{decoder.type.__name__} value=None")
+        raise refusal(ErrorCode.VALUE_MISSING, f"{name} value=None")
     if len(value) > limits.max_message_bytes:
-        found = f"{decoder.type.__name__} of {len(value)} bytes, at most {limits.max_message_bytes}"
+        found = f"{name} of {len(value)} bytes, at most {limits.max_message_bytes}"
         raise refusal(ErrorCode.TOO_LARGE, found)
     # Few brackets cannot nest deeply, and counting them is cheap; only a suspect is scanned.
     opening = len(value) - len(value.translate(None, b"[{"))
     if opening > limits.max_nesting and _depth(value) > limits.max_nesting:
-        found = f"{decoder.type.__name__} {quote(value)}: nested deeper than {limits.max_nesting}"
+        found = f"{name} {quote(value)}: nested deeper than {limits.max_nesting}"
         raise refusal(ErrorCode.TOO_DEEP, found)
     try:
         if not value.isascii():
             value.decode()  # msgspec does not look into the strings of unknown fields
         return decoder.decode(value)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
-        raise refusal_of(decoder.type.__name__, value, error) from None
+        raise refusal_of(name, value, error) from None
 
 
 def _depth(value: bytes) -> int:
