@@ -73,14 +73,15 @@ async def check_topics(settings: Settings, timeout_s: float = _TIMEOUT_S) -> lis
 
 def topic_problems(counts: Mapping[str, int], prefix: str) -> list[TopicProblem]:
     """Return what is wrong with topics of these partition counts: one is missing, or counts differ."""
-    problems = [
-        TopicProblem(
-            message=f"topic {name!r}: does not exist, no worker starts",
-            remedy="rerank topics create --partitions N",
+    problems = []
+    missing = [name for name in topic_specs(prefix) if name not in counts]
+    if missing:
+        problems.append(
+            TopicProblem(
+                message=f"topics {', '.join(missing)}: not there, no worker starts",
+                remedy="rerank topics create --partitions N",
+            )
         )
-        for name in topic_specs(prefix)
-        if name not in counts
-    ]
     found = {name: counts[name] for name in _co_partitioned(prefix) if name in counts}
     if len(set(found.values())) > 1:
         told = ", ".join(f"{name!r} has {count}" for name, count in found.items())

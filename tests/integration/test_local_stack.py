@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -234,6 +235,15 @@ def test_a_killed_parent_leaves_no_server_behind(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     assert gone(servers)
+
+
+def test_a_server_outlives_the_thread_that_started_it(tmp_path: Path) -> None:
+    with RedisServer(tmp_path) as server:
+        starter = threading.Thread(target=server.restart)
+        starter.start()
+        starter.join()
+        with client_of(server) as client:
+            assert client.info("server")["process_id"] == server.pid
 
 
 @pytest.mark.kafka

@@ -15,12 +15,12 @@ def test_topics_of_others_are_not_ours() -> None:
     assert topic_problems(equal_counts(4) | {"orders": 9}, "") == []
 
 
-def test_a_missing_topic_is_named_with_its_prefix() -> None:
+def test_missing_topics_are_named_with_their_prefix() -> None:
     counts = equal_counts(4, "shop-")
-    del counts["shop-interactions.dlq"]
+    del counts["shop-items"], counts["shop-interactions.dlq"]
     assert topic_problems(counts, "shop-") == [
         TopicProblem(
-            message="topic 'shop-interactions.dlq': does not exist, no worker starts",
+            message="topics shop-items, shop-interactions.dlq: not there, no worker starts",
             remedy="rerank topics create --partitions N",
         )
     ]
