@@ -1,0 +1,102 @@
+# Everything a person or CI does with this repository. Bare `make` explains itself.
+#
+# Variables, given on the command line or in the environment:
+#   PYTHON       the interpreter that makes the virtual environment        (python3.11)
+#   VENV         where the virtual environment goes                        (.venv)
+#   TORCH_INDEX  a package index to take torch from, and nothing else      (empty: what pip takes by default)
+#   PIP_ARGS     more arguments for pip, for example --find-links DIR      (empty)
+#   KAFKA_HOME   a folder with libs/*.jar of Apache Kafka 4.x              (../shared/kafka if it is there)
+#   DEMO_ARGS, BENCH_ARGS, PYTEST_ARGS   passed through
+
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH_INDEX ?=
+PIP_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+
+KAFKA_BESIDE := $(wildcard ../shared/kafka)
+KAFKA_HOME ?= $(abspath $(KAFKA_BESIDE))
+ifneq ($(KAFKA_HOME),)
+KAFKA_JARS := $(wildcard $(KAFKA_HOME)/libs/kafka_*.jar)
+endif
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+REPORTS := out/tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-kafka integration replay bench check format lint types arch up clean
+
+help: ## Show this list
+	@echo "stream-rerank: a click is in the user's next list. First: make demo, then: make test"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@sed -n '/^# Variables/,/^$$/ s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
+
+# ---- set up ----------------------------------------------------------------------------------------------------
+
+setup: $(STAMP) ## Make .venv and install everything, pinned; quick when nothing changed
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/python -m pip install --no-deps --index-url $(TORCH_INDEX) -c constraints.txt torch
+endif
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[local,train,dev]'
+	touch $@
+
+# ---- see it work -----------------------------------------------------------------------------------------------
+
+demo: $(STAMP) ## Train, start a broker, Redis and a worker, replay real data, print what updating is worth
+	$(BIN)/rerank demo $(DEMO_ARGS)
+
+up: $(STAMP) ## Run a broker and a Redis on this machine until Ctrl-C
+	$(BIN)/rerank up
+
+bench: $(STAMP) ## Measure against a plain Faust application
+	$(BIN)/rerank bench $(BENCH_ARGS)
+
+# ---- tests -----------------------------------------------------------------------------------------------------
+
+test: $(STAMP) ## Run every test; integration tests on the embedded broker, then again on Apache Kafka
+	$(BIN)/python -m pytest -m "not kafka" --junit-xml=$(REPORTS)/embedded.xml $(PYTEST_ARGS)
+ifneq ($(KAFKA_JARS),)
+	@$(MAKE) --no-print-directory test-kafka
+else
+	@echo "skipped: the integration tests on Apache Kafka; KAFKA_HOME='$(KAFKA_HOME)' holds no libs/kafka_*.jar;" \
+	      "set KAFKA_HOME to a folder with Apache Kafka 4.x to run them"
+endif
+
+test-kafka: $(STAMP) ## Run the integration tests on Apache Kafka from KAFKA_HOME
+	RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' \
+	    $(BIN)/python -m pytest tests/integration --junit-xml=$(REPORTS)/apache.xml $(PYTEST_ARGS)
+
+integration: $(STAMP) ## Run the tests that start a real broker and a real Redis, on the embedded broker
+	$(BIN)/python -m pytest -m "integration and not kafka" $(PYTEST_ARGS)
+
+replay: $(STAMP) ## Run the tests that replay recorded logs
+	$(BIN)/python -m pytest tests/replay $(PYTEST_ARGS)
+
+# ---- what CI asks ----------------------------------------------------------------------------------------------
+
+check: lint types arch ## Run lint, types and arch
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP) ## mypy --strict over everything
+	$(BIN)/mypy
+
+arch: $(STAMP) ## import-linter: who may import whom
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## Sort imports, format
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+clean: ## Remove what was built and cached; .venv and artefacts stay
+	rm -rf out build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
