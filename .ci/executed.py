@@ -5,8 +5,8 @@ was an Apache Kafka. Without apache.xml the tests that need it are named, not de
 """
 
 import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from xml.etree import ElementTree
 
 INTEGRATION = Path("tests/integration")
 
