@@ -46,6 +46,7 @@ _SLATE = msgspec.json.Decoder(Slate)
 _INTERACTION_IDS = ("event_id", "user_id", "item_id", "kind", "request_id")
 _FORBIDDEN = re.compile(FORBIDDEN_IN_IDS)
 _PRINTABLE_ASCII = bytes(range(0x20, 0x7F))
+_BOMB_PREFIX_BYTES = 4_096
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 
@@ -102,7 +103,7 @@ def check_interaction(record: Interaction, limits: Limits) -> None:
         ids = (*ids, record.request_id)
     _check_ids("Interaction", ids, _INTERACTION_IDS.__getitem__, limits)
     if record.context is not None:
-        _check_integers("Interaction context", record.context)
+        _check_open_fields("Interaction context", record.context)
 
 
 def check_candidate_list(record: CandidateList, limits: Limits) -> None:
@@ -120,7 +121,7 @@ def check_candidate_list(record: CandidateList, limits: Limits) -> None:
         found = f"CandidateList retrieval_scores: {len(record.retrieval_scores)} scores for {count} items"
         raise refusal(ErrorCode.LENGTH_MISMATCH, found)
     if record.context is not None:
-        _check_integers("CandidateList context", record.context)
+        _check_open_fields("CandidateList context", record.context)
 
 
 def _name_of_candidate_id(index: int) -> str:
@@ -131,7 +132,7 @@ def check_item(record: Item, limits: Limits) -> None:
     """Check what the types cannot: the id and the integers in attributes; raise DecodeError."""
     _check_ids("Item", (record.item_id,), lambda _index: "item_id", limits)
     if record.attributes is not None:
-        _check_integers("Item attributes", record.attributes)
+        _check_open_fields("Item attributes", record.attributes)
 
 
 def parse(name: str, decoder: msgspec.json.Decoder[_T], value: bytes | None, limits: Limits) -> _T:
@@ -146,7 +147,7 @@ def parse(name: str, decoder: msgspec.json.Decoder[_T], value: bytes | None, lim
         raise refusal(ErrorCode.TOO_LARGE, found)
     # Few brackets cannot nest deeply, and counting them is cheap; only a suspect is scanned.
     opening = len(value) - len(value.translate(None, b"[{"))
-    if opening > limits.max_nesting and _depth(value) > limits.max_nesting:
+    if opening > limits.max_nesting and _nests_deeper(value, limits.max_nesting):
         found = f"{name} {quote(value)}: nested deeper than {limits.max_nesting}"
         raise refusal(ErrorCode.TOO_DEEP, found)
     try:
@@ -155,6 +156,11 @@ def parse(name: str, decoder: msgspec.json.Decoder[_T], value: bytes | None, lim
         return decoder.decode(value)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
         raise refusal_of(name, value, error) from None
+
+
+def _nests_deeper(value: bytes, levels: int) -> bool:
+    """Tell whether arrays and objects nest deeper than `levels`; what opens with a bomb is found out at once."""
+    return _depth(value[:_BOMB_PREFIX_BYTES]) > levels or _depth(value) > levels
 
 
 def _depth(value: bytes) -> int:
@@ -174,13 +180,14 @@ def _check_ids(record_name: str, ids: Sequence[str], name_of: Callable[[int], st
 
     One pass over the ids, joined to lines, clears the common case; only a refusal looks for the id to blame.
     """
-    lines = "\n".join(ids)
-    unusual = len(lines.encode().translate(None, _PRINTABLE_ASCII)) - (len(ids) - 1)
+    lines = "\n".join(ids).encode()
+    unusual = len(lines.translate(None, _PRINTABLE_ASCII)) - (len(ids) - 1)
     if unusual and _FORBIDDEN.search("".join(ids)):
         index = next(index for index, text in enumerate(ids) if _FORBIDDEN.search(text))
         found = f"{record_name} {name_of(index)}={quote(ids[index])}: forbidden character"
         raise refusal(ErrorCode.ID_CHARACTERS, found)
-    if not unusual and all(ids) and _lines_within(lines, limits.max_id_bytes):
+    longest = limits.max_id_bytes
+    if all(ids) and (len(lines) <= longest or _lines_within(lines, longest)):
         return
     for index, text in enumerate(ids):
         if not 0 < len(text.encode()) <= limits.max_id_bytes:
@@ -188,14 +195,15 @@ def _check_ids(record_name: str, ids: Sequence[str], name_of: Callable[[int], st
             raise refusal(ErrorCode.ID_LENGTH, f"{found}, at most {limits.max_id_bytes}")
 
 
-def _lines_within(lines: str, length: int) -> bool:
+def _lines_within(lines: bytes, length: int) -> bool:
     """Tell whether no line is longer than `length`, hopping from line end to line end as far as that allows.
 
-    For 100 short ids a tenth of the cost of `max(map(len, ids))` (tests/bench/bench_codec.py).
+    For 100 short ids a quarter of the cost of `max(map(len, ids))`, which would put a list of 100 beyond its
+    target in tests/bench/bench_codec.py.
     """
     start = 0
     while len(lines) - start > length:
-        start = lines.rfind("\n", start, start + length + 1) + 1
+        start = lines.rfind(b"\n", start, start + length + 1) + 1
         if start == 0:
             return False
     return True
@@ -209,16 +217,18 @@ def _check_key(name: str, key: bytes | None, expected: str) -> None:
     raise refusal(ErrorCode.KEY_MISMATCH, f"{name}={quote(expected)} with key={quote(key)}")
 
 
-def _check_integers(name: str, tree: dict[str, Any]) -> None:
-    """Refuse integers beyond 64 bits in a free-form field: most readers, and orjson, cannot hold them."""
-    for leaf in tree.values():
-        if type(leaf) is not str:
-            break
-    else:
-        return
-    for leaf in _leaves(tree):
-        if type(leaf) is int and not -(2**63) <= leaf < 2**64:
-            raise refusal(ErrorCode.NUMBER_RANGE, f"{name}: {quote(leaf)} does not fit 64 bits")
+def _check_open_fields(name: str, tree: dict[str, Any]) -> None:
+    """Refuse free-form fields that we could not write again: integers beyond 64 bits, nesting beyond orjson's.
+
+    Encoding them finds out at the speed of C, whatever their size.
+    """
+    try:
+        orjson.dumps(tree)
+    except orjson.JSONEncodeError as error:
+        for leaf in _leaves(tree):
+            if isinstance(leaf, int) and not -(2**63) <= leaf < 2**64:
+                raise refusal(ErrorCode.NUMBER_RANGE, f"{name}: {quote(leaf)} does not fit 64 bits") from None
+        raise refusal(ErrorCode.TOO_DEEP, f"{name}: {error}") from None
 
 
 def _leaves(tree: Any) -> Iterator[Any]:

@@ -20,8 +20,8 @@ ERROR_CODE_HEADER = "rerank.error.code"
 class DeadLetter:
     """One refused record: where it stood, its bytes, and why.
 
-    `code` is a stable word (an ErrorCode, or the stage's own), `stage` the stage that refused it, `error_class`
-    the name of the exception, `message` what it said: value, consequence, remedy.
+    `code` is a stable word (an ErrorCode, or the stage's own), `stage` the stage that refused it (DECODE where
+    the codec did), `error_class` the name of the exception, `message` what it said: value, consequence, remedy.
     """
 
     topic: str

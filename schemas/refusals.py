@@ -82,6 +82,7 @@ def quote(value: object) -> str:
 
 # The texts of msgspec.ValidationError are all that tells its causes apart: tests/bad_records.py pins them.
 _RANGE = re.compile(r"out of range|^Expected `(?:int|float)[^`]*` [<>]")
+_UNCUT_QUOTE = re.compile(r" '.*'$", re.DOTALL)
 _PATH = re.compile(r" - at `\$([^`]*)`$")
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
@@ -106,7 +107,7 @@ def _describe(value: bytes, error: msgspec.ValidationError) -> str:
     """Say ` field=value: rule`, or `: rule` where the error names no single field."""
     text = str(error)
     path = _PATH.search(text)
-    rule = _PATH.sub("", text)
+    rule = _UNCUT_QUOTE.sub("", _PATH.sub("", text))
     if path is None:
         return f": {rule}"
     field = path[1].lstrip(".")

@@ -30,6 +30,7 @@ RECORD_TYPES: Mapping[str, type[msgspec.Struct]] = MappingProxyType(
 )
 """The records by the name of their files."""
 
+_GOLDEN = Path(__file__).parent / "golden"
 _NAMES = {record: name for name, record in RECORD_TYPES.items()}
 _HEADERS = {
     "traceparent": "W3C trace context, copied from the request to its slate.",
@@ -126,11 +127,19 @@ def _messages_of(spec: TopicSpec) -> Document:
         return {spec.name: _message(spec, payload, DEAD_LETTER_HEADERS, contentType="application/octet-stream")}
     name = _NAMES[spec.record]
     headers = {header: _HEADERS[header] for header in spec.headers}
-    record = _message(spec, {"$ref": f"#/components/schemas/{spec.record.__name__}"}, headers)
+    reference = {"$ref": f"#/components/schemas/{spec.record.__name__}"}
+    record = _message(spec, reference, headers, examples=_examples(name))
     if spec.null_value is None:
         return {name: record}
     null = _message(spec, {"type": "null", "description": spec.null_value}, headers)
     return {name: record, f"{name}-null": null}
+
+
+def _examples(name: str) -> list[Document]:
+    return [
+        {"name": path.stem, "payload": json.loads(path.read_bytes())}
+        for path in sorted(_GOLDEN.glob(f"v1-{name}-*.json"))
+    ]
 
 
 def _message(spec: TopicSpec, payload: Document, headers: Mapping[str, str], **more: Any) -> Document:

@@ -92,7 +92,7 @@ def test_a_dead_letter_carries_its_golden_headers() -> None:
         value=b'{"event_id": ',
         headers=[("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")],
         code="not_json",
-        stage="decode",
+        stage="DECODE",
         error_class="DecodeError",
         message="Interaction b'{\"event_id\": ': Input data was truncated; record refused; send one JSON object",
     )

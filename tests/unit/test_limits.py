@@ -87,3 +87,8 @@ def test_a_list_may_be_as_long_as_the_limit() -> None:
     item_ids = ["a", "b", "c"]
     assert code_of_list(item_ids, Limits(max_candidates=3)) is None
     assert code_of_list(item_ids, Limits(max_candidates=2)) is ErrorCode.TOO_MANY_CANDIDATES
+
+
+def test_a_context_deeper_than_it_can_be_written_again_is_refused() -> None:
+    value = encode(interaction()).replace(b'"home"', b"[" * 300 + b"]" * 300)
+    assert code_of_interaction(value, Limits(max_nesting=400)) is ErrorCode.TOO_DEEP

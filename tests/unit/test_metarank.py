@@ -206,6 +206,13 @@ def test_a_bad_event_is_refused_with_the_code_of_our_own_records(value: bytes, c
     assert code_of(value) is code
 
 
+def test_a_refusal_quotes_at_most_a_short_printable_piece() -> None:
+    with pytest.raises(DecodeError) as caught:
+        translate(ITEM, event="user\x00" * 1_000)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 250
+
+
 def test_the_limits_of_the_worker_hold() -> None:
     with pytest.raises(DecodeError) as caught:
         from_metarank(json.dumps(RANKING).encode(), Limits(max_candidates=1))
