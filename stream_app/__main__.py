@@ -3,8 +3,10 @@
 import typer
 
 from stream_app.commands import topics
+from stream_app.commands.demo import demo
 from stream_app.commands.doctor import doctor
 from stream_app.commands.local import up
+from stream_app.commands.replay import replay
 from stream_app.commands.worker import worker
 
 app = typer.Typer(
@@ -16,6 +18,8 @@ app = typer.Typer(
 app.command()(worker)
 app.command()(doctor)
 app.command()(up)
+app.command()(demo)
+app.command()(replay)
 app.add_typer(topics.app, name="topics", help="Create the topics, or check them.")
 
 
