@@ -1,7 +1,6 @@
 """Write an artefact: TorchScript, item tables, golden answers and the manifest, checked before anything is visible.
 
-The only module of `models` that touches `torch.jit`. `torch.export` cannot replace it here: the format promises one file with two
-methods over free batch sizes.
+The only module of `models` that touches `torch.jit`.
 """
 
 import json
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from models import manifest as manifests
-from models.networks import VALUE_BUCKETS, Network
+from models.networks import RATING, Network
 
 TOLERANCE = 1e-5
 HISTORY = 0  # our models carry the past in the state, so no history crosses the border
@@ -46,10 +45,10 @@ def write_artefact(
     labels: Labels,
     directory: Path,
 ) -> manifests.Manifest:
-    """Check a network and write it as the artefact `directory`, all of it or nothing; an older artefact there is replaced.
+    """Check a network and write it as the artefact `directory`, all of it or nothing; an older one there is replaced.
 
-    item_vectors is (N+1, V), row 0 the cold-start vector and row r+1 that of item_ids[r]. The version is a digest of the contents.
-    Raises ExportError when a check fails or when the directory holds something that is not an artefact.
+    item_vectors is (N+1, V), row 0 the cold-start vector and row r+1 that of item_ids[r]. The version is a digest of
+    the contents. Raises ExportError when a check fails or when the directory holds something that is not an artefact.
     """
     _check_replaceable(directory)
     _check_items(item_ids, item_vectors, network)
@@ -60,9 +59,7 @@ def write_artefact(
     try:
         scripted.save(str(staging / manifests.MODEL_FILE))
         np.save(staging / manifests.ITEM_VECTORS_FILE, item_vectors, allow_pickle=False)
-        (staging / manifests.ITEM_IDS_FILE).write_bytes(
-            "".join(f"{item_id}\n" for item_id in item_ids).encode()
-        )
+        (staging / manifests.ITEM_IDS_FILE).write_bytes("".join(f"{item_id}\n" for item_id in item_ids).encode())
         (staging / manifests.GOLDEN_FILE).write_text(json.dumps(golden, allow_nan=False) + "\n")
         manifest = _manifest(network, labels, staging)
         manifests.write(manifest, staging / manifests.MANIFEST_FILE)
@@ -76,13 +73,16 @@ def script(network: Network) -> torch.jit.ScriptModule:
     """Return the network as frozen TorchScript with its exported methods, in evaluation mode."""
     methods = [name for name in ("advance", "score", "probability") if hasattr(network, name)]
     scripted = torch.jit.script(network.eval())
-    return torch.jit.freeze(scripted, preserved_attrs=methods)
+    frozen: torch.jit.ScriptModule = torch.jit.freeze(scripted, preserved_attrs=methods)
+    return frozen
 
 
 def load_scripted(directory: Path) -> torch.jit.ScriptModule:
     """Load the TorchScript module of an artefact after checking its hashes. Raises ManifestError."""
     manifests.verify_files(manifests.read(directory), directory)
-    return torch.jit.load(str(directory / manifests.MODEL_FILE), map_location="cpu")
+    path = str(directory / manifests.MODEL_FILE)
+    module: torch.jit.ScriptModule = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # torch
+    return module
 
 
 def load_items(directory: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
@@ -95,7 +95,7 @@ def load_items(directory: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
 def check_scripted(network: Network, scripted: Any, item_vectors: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return golden inputs and answers, after checking that the scripted module gives them in every way of asking.
 
-    Eager and scripted agree to TOLERANCE, batch size and padding change no score beyond it and no advanced state at all.
+    Eager and scripted agree to TOLERANCE; batch size and padding change no score beyond it, and no state at all.
     """
     advance = _advance_inputs(network, item_vectors)
     score = _score_inputs(network, item_vectors, scripted.advance(*advance.values()))
@@ -107,9 +107,7 @@ def check_scripted(network: Network, scripted: Any, item_vectors: npt.NDArray[np
             one = scripted.advance(*(tensor[row : row + 1] for tensor in advance.values()))
             _check_close("advance, alone and in a batch", one[0], states[row], 0.0)
         for row in range(len(scores)):
-            _check_close(
-                "score, alone and padded", _score_alone(scripted, score, row), scores[row], TOLERANCE
-            )
+            _check_close("score, alone and padded", _score_alone(scripted, score, row), scores[row], TOLERANCE)
     return {
         "advance": {**_as_json(advance), "expected": _tensor_as_json(states)},
         "score": {**_as_json(score), "expected": _tensor_as_json(scores)},
@@ -129,20 +127,21 @@ def _score_alone(scripted: Any, score: dict[str, Tensor], row: int) -> Tensor:
 
 
 def _advance_inputs(network: Network, item_vectors: npt.NDArray[np.float32]) -> dict[str, Tensor]:
-    """Return one interaction of every kind and rating value, from states that have seen something."""
+    """Return one interaction of every kind, and ratings of 1 to 5, from states that have seen something."""
     rng = np.random.default_rng(0)
-    rows = len(network.kinds) * VALUE_BUCKETS
-    kind = torch.arange(rows) // VALUE_BUCKETS
-    items = torch.from_numpy(item_vectors[rng.integers(0, len(item_vectors), rows)])  # (B, V)
-    state = torch.from_numpy(rng.uniform(0.0, 1.0, (rows, network.state_size)).astype(np.float32))  # (B, S)
-    value = (torch.arange(rows) % VALUE_BUCKETS).to(torch.float32)
-    dt_s = torch.from_numpy(rng.uniform(0.0, 1e5, rows).astype(np.float32))
-    return {"state": state, "items": items, "kind": kind, "value": value, "dt_s": dt_s}
+    kind = torch.tensor([*range(len(network.kinds)), *[network.kinds.index(RATING)] * 5])  # (B,)
+    value = torch.tensor([*[0.0] * len(network.kinds), 1.0, 2.0, 3.0, 4.0, 5.0])  # (B,)
+    rows = len(kind)
+    return {
+        "state": torch.from_numpy(rng.uniform(0.0, 1.0, (rows, network.state_size)).astype(np.float32)),
+        "items": torch.from_numpy(item_vectors[rng.integers(0, len(item_vectors), rows)]),
+        "kind": kind,
+        "value": value,
+        "dt_s": torch.from_numpy(rng.uniform(0.0, 1e5, rows).astype(np.float32)),
+    }
 
 
-def _score_inputs(
-    network: Network, item_vectors: npt.NDArray[np.float32], states: Tensor
-) -> dict[str, Tensor]:
+def _score_inputs(network: Network, item_vectors: npt.NDArray[np.float32], states: Tensor) -> dict[str, Tensor]:
     """Return three lists: of an unknown user, of a known one, and one that is padding only."""
     rng = np.random.default_rng(1)
     lists, candidates = 3, 8
@@ -162,20 +161,18 @@ def _score_inputs(
 def _check_close(what: str, left: Tensor, right: Tensor, tolerance: float) -> None:
     worst = float((left - right).abs().max()) if left.numel() else 0.0
     if not worst <= tolerance:
-        raise ExportError(
-            f"{what}: answers differ by {worst:g}, allowed is {tolerance:g}; nothing was written"
-        )
+        raise ExportError(f"{what}: answers differ by {worst:g}, allowed is {tolerance:g}; nothing was written")
 
 
 def _check_items(item_ids: Sequence[str], item_vectors: npt.NDArray[np.float32], network: Network) -> None:
     expected = (len(item_ids) + 1, network.vector_size)
     if item_vectors.shape != expected or item_vectors.dtype != np.float32:
         raise ExportError(
-            f"item vectors are {item_vectors.dtype} {item_vectors.shape}, expected float32 {expected}; nothing was written"
+            f"item vectors are {item_vectors.dtype} {item_vectors.shape}, not float32 {expected}; nothing was written"
         )
     if not np.isfinite(item_vectors).all():
         raise ExportError(
-            "item vectors are not all finite: training diverged, nothing was written; lower the learning rate"
+            "item vectors are not all finite: training diverged; nothing was written, train with another seed"
         )
     if len(set(item_ids)) != len(item_ids) or any("\n" in item_id for item_id in item_ids):
         raise ExportError("item ids repeat or hold a line break; nothing was written, mend the log")
@@ -184,9 +181,7 @@ def _check_items(item_ids: Sequence[str], item_vectors: npt.NDArray[np.float32],
 def _check_replaceable(directory: Path) -> None:
     replaceable = not directory.exists() or (directory / manifests.MANIFEST_FILE).is_file()
     if not replaceable and not (directory.is_dir() and not any(directory.iterdir())):
-        raise ExportError(
-            f"{directory}: exists and is not an artefact; nothing was written, name another directory"
-        )
+        raise ExportError(f"{directory}: exists and is not an artefact; nothing was written, name another directory")
 
 
 def _replace(directory: Path, staging: Path) -> None:

@@ -112,9 +112,7 @@ def _decoded(path: Path, limits: Limits) -> Iterator[Interaction]:
             try:
                 yield decode_interaction(user_id.decode(line).user_id.encode(), line, limits)
             except (DecodeError, msgspec.MsgspecError, UnicodeError) as error:
-                raise LogError(
-                    f"{path}, line {number}: {error}; nothing was read, mend or delete that line"
-                ) from error
+                raise LogError(f"{path}, line {number}: {error}; nothing was read, mend or delete that line") from error
     if rows == 0:
         raise LogError(f"{path}: no interactions in it; expected one JSON object a line")
 
@@ -123,15 +121,11 @@ def _opened(path: Path) -> Any:
     try:
         return path.open("rb")
     except OSError as error:
-        raise LogError(
-            f"{path}: {error.strerror}; nothing was read, name a JSONL file of interactions"
-        ) from error
+        raise LogError(f"{path}: {error.strerror}; nothing was read, name a JSONL file of interactions") from error
 
 
 def _indexed(names: list[str]) -> tuple[npt.NDArray[np.int64], list[str]]:
     """Return each name's index, and the names in order of first appearance."""
     index: dict[str, int] = {}
-    column = np.fromiter(
-        (index.setdefault(name, len(index)) for name in names), dtype=np.int64, count=len(names)
-    )
+    column = np.fromiter((index.setdefault(name, len(index)) for name in names), dtype=np.int64, count=len(names))
     return column, list(index)

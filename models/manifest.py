@@ -64,9 +64,7 @@ class Manifest:
     def __post_init__(self) -> None:
         """Refuse names that would lead out of the directory, and kinds without the unknown one in front."""
         if self.kinds[:1] != [UNKNOWN_KIND]:
-            raise ManifestError(
-                f"kinds start with {self.kinds[:1]!r}: index 0 must be {UNKNOWN_KIND!r}; export again"
-            )
+            raise ManifestError(f"kinds start with {self.kinds[:1]!r}: index 0 must be {UNKNOWN_KIND!r}; export again")
         if len(self.features) != self.dims.F:
             raise ManifestError(f"{len(self.features)} feature names for F={self.dims.F}: export again")
         for name in self.files:
@@ -85,9 +83,7 @@ def read(path: Path) -> Manifest:
     try:
         fields = json.loads(file.read_bytes())
     except OSError as error:
-        raise ManifestError(
-            f"{file}: {error.strerror}; no artefact there, train one with `rerank train`"
-        ) from error
+        raise ManifestError(f"{file}: {error.strerror}; no artefact there, train one with `rerank train`") from error
     except ValueError as error:
         raise ManifestError(f"{file}: not JSON ({error}); train or copy the artefact again") from error
     try:
@@ -103,7 +99,7 @@ def write(manifest: Manifest, path: Path) -> None:
 
 
 def verify_files(manifest: Manifest, directory: Path) -> None:
-    """Check that every promised file is there with the promised sha256. Raises ManifestError on the first that is not."""
+    """Check that every promised file is there with the promised sha256. Raises ManifestError on the first failure."""
     missing = [name for name in REQUIRED_FILES if name not in manifest.files]
     if missing:
         raise ManifestError(f"{directory}: the manifest promises no {missing[0]}; export the artefact again")
@@ -111,9 +107,7 @@ def verify_files(manifest: Manifest, directory: Path) -> None:
         try:
             found = sha256_of(directory / name)
         except OSError as error:
-            raise ManifestError(
-                f"{directory / name}: {error.strerror}; copy the artefact again, whole"
-            ) from error
+            raise ManifestError(f"{directory / name}: {error.strerror}; copy the artefact again, whole") from error
         if found != promised:
             raise ManifestError(
                 f"{directory / name}: sha256 {found[:12]} is not the promised {promised[:12]}; "
@@ -163,9 +157,7 @@ def _get(fields: Any, name: str, *types: type) -> Any:
         raise ManifestError(f"field {name!r} is missing; export the artefact again")
     value = fields[name]
     if not isinstance(value, types) or isinstance(value, bool):
-        raise ManifestError(
-            f"field {name!r} is {value!r}, not {types[0].__name__}; export the artefact again"
-        )
+        raise ManifestError(f"field {name!r} is {value!r}, not {types[0].__name__}; export the artefact again")
     if isinstance(value, int) and value < 0:
         raise ManifestError(f"field {name!r} is {value!r}, below zero; export the artefact again")
     return value

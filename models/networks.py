@@ -4,9 +4,10 @@ Every model moves a user by a decayed sum over the items of his interactions:
 
     user <- keep[slot] * user + gain[slot] * item
 
-A slot is a kind and a value bucket (no value, 1, 2, 3, 4, 5); only ratings differ between buckets. `fill_moves` fills the table
-from what training has learned. `advance` uses separate multiplications and additions only, so that batch size changes no bit of
-a row; neither does it in `score`, which sums over the last axis, but for the matrix products of `Mlp` (last digits).
+A slot is a kind and a value bucket (no value, 1, 2, 3, 4, 5); only ratings differ between buckets. `fill_moves` fills
+the table from what training has learned. `advance` uses separate multiplications and additions only, so that batch
+size changes no bit of a row; neither does it in `score`, which sums over the last axis, but for the matrix products of
+`Mlp` (last digits).
 """
 
 from collections.abc import Mapping, Sequence
@@ -136,11 +137,10 @@ class Mlp(Network):
 
     def match(self, user: Tensor, item: Tensor) -> Tensor:
         """Return the network's answers, zero where the user is zero."""
-        hidden = (
-            self.from_user(user) + self.from_item(item) + self.from_product(user * item)
-        )  # (B, C, hidden)
+        hidden = self.from_user(user) + self.from_item(item) + self.from_product(user * item)  # (B, C, hidden)
         known = (user != 0.0).any(-1)  # (B, 1)
-        return self.out(torch.relu(hidden)).squeeze(-1) * known
+        answers: Tensor = self.out(torch.relu(hidden)).squeeze(-1)  # (B, C)
+        return answers * known
 
     def match_all(self, user: Tensor, item: Tensor) -> Tensor:
         """Return the network's answers for all pairs."""

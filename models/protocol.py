@@ -1,8 +1,8 @@
 """The test lists: which candidates are ranked against each wanted interaction, and in what retrieval order.
 
-For every positive interaction of the test part: its item, 50 items drawn by popularity so far and 49 drawn uniformly, all known by
-then and untouched by the user, in the order of popularity with a half-life of seven days. Nothing that happens at or after the
-interaction has a say, its own item excepted.
+For every positive interaction of the test part: its item, 50 items drawn by popularity so far and 49 drawn uniformly,
+all known by then and untouched by the user, in the order of popularity with a half-life of seven days. Nothing that
+happens at or after the interaction has a say, its own item excepted.
 """
 
 from collections import defaultdict
@@ -22,7 +22,7 @@ UNPOPULAR_KINDS = frozenset({"impression", "skip", "dislike"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestList:
-    """One list to rank: C item indices in retrieval order (C = 100 unless fewer items are known), and where the truth stands."""
+    """One list to rank: C item indices in retrieval order (100 unless fewer are known), and the wanted one's place."""
 
     __test__ = False  # the name is the protocol's; pytest must not collect it
 
@@ -92,7 +92,7 @@ def _lists(log: InteractionLog, m: int, seed: int) -> Iterator[TestList]:
         past.add(user, item, now_ms, popular=bool(popular[k]))
 
 
-def _in_retrieval_order(  # noqa: PLR0913, PLR0917 - one list is all of these
+def _in_retrieval_order(  # noqa: PLR0917 - one list is all of these
     k: int,
     user: int,
     item: int,
