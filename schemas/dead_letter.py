@@ -6,14 +6,20 @@ letter can be produced again as it was. No stack trace, which would publish path
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Header = tuple[str, bytes | None]
 """A Kafka header; its value may be null."""
 
 CONNECT_PREFIX = "__connect.errors."
 ERROR_CODE_HEADER = "rerank.error.code"
+TRUNCATED_HEADER = "rerank.error.truncated"
+"""On a dead letter that no producer could send whole: its sizes and the sha256 of its value."""
+
+KEPT_BYTES = 65_536
+_ROOM_BYTES = 16_384  # for the headers we add, and Kafka's framing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,24 @@ class DeadLetter:
             *self.headers,
             *((name, text.encode("utf-8", "backslashreplace")) for name, text in errors.items()),
         ]
+
+    def within(self, limit_bytes: int) -> DeadLetter:
+        """Return the letter itself, or, where it exceeds what may be produced, the head of its key and value.
+
+        What was cut is said in TRUNCATED_HEADER, in place of the original headers: the record itself still
+        stands at the topic, partition and offset that the other headers name.
+        """
+        key, value = self.key or b"", self.value or b""
+        header_bytes = sum(len(name.encode()) + len(text or b"") for name, text in self.headers)
+        if len(key) + len(value) + header_bytes + _ROOM_BYTES <= limit_bytes:
+            return self
+        sizes = f"key {len(key)}, value {len(value)}, headers {header_bytes} bytes; value sha256 "
+        return replace(
+            self,
+            key=self.key and self.key[:KEPT_BYTES],
+            value=self.value and self.value[:KEPT_BYTES],
+            headers=[(TRUNCATED_HEADER, (sizes + hashlib.sha256(value).hexdigest()).encode())],
+        )
 
 
 DEAD_LETTER_HEADERS = {

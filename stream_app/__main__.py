@@ -8,6 +8,7 @@ from stream_app.commands.doctor import doctor
 from stream_app.commands.local import up
 from stream_app.commands.replay import replay
 from stream_app.commands.worker import worker
+from stream_app.errors import RerankError
 
 app = typer.Typer(
     name="rerank",
@@ -24,8 +25,12 @@ app.add_typer(topics.app, name="topics", help="Create the topics, or check them.
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; what is wrong outside is one sentence and exit code 1."""
+    try:
+        app()
+    except RerankError as error:
+        typer.echo(f"rerank: {error}", err=True)
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class AgentContext:
     deadline_ms: int
     reranked_topic: str
     dead_letter_topics: Mapping[str, str]
+    max_output_bytes: int
     fail: Callable[[Exception], None]
 
 
@@ -122,7 +123,7 @@ class Agent:
             OutputRecord(
                 self._context.dead_letter_topics[letter.topic], letter.key, letter.value, letter.record_headers()
             )
-            for letter in dead_letters
+            for letter in (letter.within(self._context.max_output_bytes) for letter in dead_letters)
         ]
         await (await self._context.publisher.send(records))
         for letter in dead_letters:

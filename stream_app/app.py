@@ -18,12 +18,13 @@ from yarl import URL
 from schemas.records import SlateModel
 from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
+from stream_app.cache import CachedStore
 from stream_app.errors import SettingsError, TransientError
 from stream_app.pipeline import AppliedOffsets, Serving
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
-from stream_app.store import CachedStore, RedisStore, RowCodec, connect
+from stream_app.store import RedisStore, RowCodec, connect
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import admin_client, partition_counts, topic_problems
 from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
@@ -125,10 +126,9 @@ class Worker:
         try:
             await publisher.start()
             codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)
-            store = CachedStore(
-                RedisStore(redis, codec=codec, key_prefix=settings.redis.key_prefix), max_users=settings.cached_users
-            )
-            epoch = await store.topic_epoch(topic_name(settings.topic_prefix, "interactions"), partitions)
+            rows = RedisStore(redis, codec=codec, key_prefix=settings.redis.key_prefix)
+            epoch = await rows.topic_epoch(topic_name(settings.topic_prefix, "interactions"), partitions)
+            store = CachedStore(rows, max_users=settings.cached_users)
             await self._serve(self._context(artefact, store, publisher, epoch), store)
         finally:
             await publisher.stop()
@@ -153,6 +153,7 @@ class Worker:
                 topic_name(settings.topic_prefix, name): dead_letter_name(settings.topic_prefix, name)
                 for name in CO_PARTITIONED
             },
+            max_output_bytes=settings.kafka.max_request_bytes,
             fail=self._fail,
         )
 

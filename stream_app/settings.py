@@ -25,7 +25,7 @@ class KafkaSettings(BaseModel):
     request_timeout_ms: int = Field(default=30_000, ge=1_000)
     commit_interval_ms: int = Field(default=1_000, ge=50)
     max_poll_records: int = Field(default=1_000, ge=1)
-    max_request_bytes: int = Field(default=1_048_576, ge=1_024)
+    max_request_bytes: int = Field(default=4 * 1_048_576, ge=65_536)
     idempotence: Literal["auto", "on", "off"] = "auto"
 
 
@@ -84,5 +84,7 @@ def load_settings() -> Settings:
 
 def _sentence(item: ErrorDetails) -> str:
     name = ENV_PREFIX + "__".join(str(part).upper() for part in item["loc"])
-    value = "(secret)" if "URL" in name or "PASSWORD" in name else repr(item["input"])
+    if item["type"] == "extra_forbidden":  # a misspelt name may hold a password
+        return f"{name}: no such setting; the process does not start; correct the name or unset it"
+    value = "(secret)" if name.endswith("URL") else repr(item["input"])
     return f"{name}={value}: {item['msg']}; the process does not start; correct or unset {name}"

@@ -277,7 +277,7 @@ def _finish(plans: Mapping[str, _Plan], model: UserModel, vocabulary: Vocabulary
 # Row bytes. The fence comes first, as 32 decimal digits, because the script that guards it compares text:
 # Redis's Lua holds no 64-bit integers, and an operator can read it with GETRANGE key 0 31.
 #   0  epoch (6 digits) partition (6) offset (20)
-#  32  u8 version, u8 reserved, u16 S, u32 crc32 of all other bytes, u64 space, u64 events, i64 last_event_time_ms
+#  32  u8 version, u8 flags (0), u16 S, u32 crc32 of all other bytes, u64 space, u64 events, i64 last_event_time_ms
 #  64  float32[S], then the ring
 _HEAD = struct.Struct("<BBHIQQq")
 FENCE_BYTES = 32
@@ -326,9 +326,9 @@ def unpack_row(data: bytes, *, state_size: int, space: int) -> UserRow:
     """
     if len(data) < _BODY_AT:
         raise RowError(f"row of {len(data)} bytes: shorter than its head of {_BODY_AT}")
-    version, _, size, checksum, row_space, events, last_event_time_ms = _HEAD.unpack_from(data, FENCE_BYTES)
-    if version != ROW_VERSION:
-        raise RowError(f"row version={version}: this worker reads {ROW_VERSION}")
+    version, flags, size, checksum, row_space, events, last_event_time_ms = _HEAD.unpack_from(data, FENCE_BYTES)
+    if (version, flags) != (ROW_VERSION, 0):
+        raise RowError(f"row version={version}, flags={flags}: this worker reads {ROW_VERSION}, 0")
     head = _HEAD.pack(version, 0, size, 0, row_space, events, last_event_time_ms)
     if zlib.crc32(data[_BODY_AT:], zlib.crc32(head, zlib.crc32(data[:FENCE_BYTES]))) != checksum:
         raise RowError(f"row checksum {checksum:#010x} does not match its bytes")

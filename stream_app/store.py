@@ -6,11 +6,10 @@ cluster the users of one bucket share a slot; it comes before the user id, so no
 
 import hashlib
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import redis.asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
@@ -68,22 +67,6 @@ if partitions ~= ARGV[1] then
 end
 return tonumber(redis.call('HGET', KEYS[1], 'epoch'))
 """
-
-
-class UserStore(Protocol):
-    """What a cache needs of the store behind it."""
-
-    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
-        """Return the row of each user, a cold one where there is none."""
-        ...
-
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
-        """Write the updates that `state.may_replace` allows; return which were written."""
-        ...
-
-    async def topic_epoch(self, topic: str, partitions: int) -> int:
-        """Return the epoch of the log."""
-        ...
 
 
 class RowCodec:
@@ -174,7 +157,7 @@ class RedisStore:
 
     def __init__(self, client: "redis_asyncio.Redis", *, codec: RowCodec, key_prefix: str) -> None:
         """Use `client`, which the caller closes."""
-        self._client = client
+        self.client = client
         self._codec = codec
         self._prefix = key_prefix
 
@@ -189,7 +172,7 @@ class RedisStore:
             return []
         keys = [self.key(user_id) for user_id in user_ids]
         with _unavailable("load"):
-            answers = await self._client.mget(keys)
+            answers = await self.client.mget(keys)
         rows = []
         for key, data in zip(keys, answers, strict=True):
             row = self._codec.unpack(data if isinstance(data, bytes) else None)
@@ -216,13 +199,13 @@ class RedisStore:
     async def _call(self, script: "_Script", keys: list[str], arguments: list[bytes]) -> Any:
         with _unavailable(script.name):
             try:
-                return await self._client.evalsha(script.sha, len(keys), *keys, *arguments)
+                return await self.client.evalsha(script.sha, len(keys), *keys, *arguments)
             except NoScriptError:
-                return await self._client.eval(script.text, len(keys), *keys, *arguments)
+                return await self.client.eval(script.text, len(keys), *keys, *arguments)
 
     async def _quarantine(self, key: str) -> None:
         with _unavailable("quarantine"):
-            await self._client.rename(key, f"{key}:bad")
+            await self.client.rename(key, f"{key}:bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,60 +231,6 @@ def _unavailable(stage: str) -> Iterator[None]:
             f"Redis {stage}: {type(error).__name__}: {str(error)[:200]}; nothing was acked; "
             "check the server (`rerank doctor`)"
         ) from error
-
-
-class CachedStore:
-    """A bounded cache of the users this worker owns, in front of another store.
-
-    Owner: the worker's event loop. Call `drop` on every revoke, for another worker writes those users from then on.
-    """
-
-    def __init__(self, store: UserStore, *, max_users: int) -> None:
-        """Keep at most `max_users` saved rows."""
-        self._store = store
-        self._max_users = max_users
-        self._rows: OrderedDict[str, UserRow] = OrderedDict()
-        self._generation = 0
-
-    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
-        """Return rows from the cache, and the missing ones from the store in one trip."""
-        missing = [user_id for user_id in user_ids if user_id not in self._rows]
-        if not missing:
-            return [self._rows[user_id] for user_id in user_ids]
-        generation = self._generation
-        loaded = dict(zip(missing, await self._store.load(missing), strict=True))
-        rows = [self._rows.get(user_id) or loaded[user_id] for user_id in user_ids]
-        if generation == self._generation:
-            for user_id, row in loaded.items():
-                self._rows.setdefault(user_id, row)
-            self._evict()
-        return rows
-
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
-        """Write through; a user whose update was refused leaves the cache, for somebody else is ahead."""
-        generation = self._generation
-        written = await self._store.save(updates)
-        for update, allowed in zip(updates, written, strict=True):
-            if not allowed:
-                self._rows.pop(update.user_id, None)
-            elif generation == self._generation:
-                self._rows[update.user_id] = update.row
-                self._rows.move_to_end(update.user_id)
-        self._evict()
-        return written
-
-    async def topic_epoch(self, topic: str, partitions: int) -> int:
-        """Ask the store behind."""
-        return await self._store.topic_epoch(topic, partitions)
-
-    def drop(self) -> None:
-        """Forget every cached row; what is being loaded or saved meanwhile is not cached either."""
-        self._rows.clear()
-        self._generation += 1
-
-    def _evict(self) -> None:
-        while len(self._rows) > self._max_users:
-            self._rows.popitem(last=False)
 
 
 def connect(settings: RedisSettings) -> "redis_asyncio.Redis":

@@ -10,7 +10,6 @@ import orjson
 import structlog
 import typer
 
-from stream_app.errors import RerankError
 from stream_app.settings import load_settings
 
 
@@ -18,13 +17,9 @@ def worker() -> None:
     """Serve until SIGTERM. Prints one JSON line when ready; JSON logs go to stderr."""
     from stream_app.app import Worker  # noqa: PLC0415 - torch and faust cost a second that other commands need not pay
 
-    try:
-        settings = load_settings()
-        log_to_stderr(settings.log_level)
-        code = asyncio.run(Worker(settings, announce=_print_line).run())
-    except RerankError as error:
-        typer.echo(f"rerank worker: {error}", err=True)
-        raise typer.Exit(1) from None
+    settings = load_settings()
+    log_to_stderr(settings.log_level)
+    code = asyncio.run(Worker(settings, announce=_print_line).run())
     sys.stdout.flush()
     logging.shutdown()
     # Faust leaves threads that a broker gone silent can hold for minutes; all that matters is settled by now.

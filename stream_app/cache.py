@@ -1,0 +1,57 @@
+"""A bounded cache of user rows, in front of a store."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from stream_app.pipeline import UserStore
+from stream_app.state import RowUpdate, UserRow
+
+
+class CachedStore:
+    """A bounded cache of the users this worker owns, in front of another store.
+
+    Owner: the worker's event loop. Call `drop` on every revoke, for another worker writes those users from then on.
+    """
+
+    def __init__(self, store: UserStore, *, max_users: int) -> None:
+        """Keep at most `max_users` saved rows."""
+        self._store = store
+        self._max_users = max_users
+        self._rows: OrderedDict[str, UserRow] = OrderedDict()
+        self._generation = 0
+
+    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
+        """Return rows from the cache, and the missing ones from the store in one trip."""
+        missing = [user_id for user_id in user_ids if user_id not in self._rows]
+        if not missing:
+            return [self._rows[user_id] for user_id in user_ids]
+        generation = self._generation
+        loaded = dict(zip(missing, await self._store.load(missing), strict=True))
+        rows = [self._rows.get(user_id) or loaded[user_id] for user_id in user_ids]
+        if generation == self._generation:
+            for user_id, row in loaded.items():
+                self._rows.setdefault(user_id, row)
+            self._evict()
+        return rows
+
+    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
+        """Write through; a user whose update was refused leaves the cache, for somebody else is ahead."""
+        generation = self._generation
+        written = await self._store.save(updates)
+        for update, allowed in zip(updates, written, strict=True):
+            if not allowed:
+                self._rows.pop(update.user_id, None)
+            elif generation == self._generation:
+                self._rows[update.user_id] = update.row
+                self._rows.move_to_end(update.user_id)
+        self._evict()
+        return written
+
+    def drop(self) -> None:
+        """Forget every cached row; what is being loaded or saved meanwhile is not cached either."""
+        self._rows.clear()
+        self._generation += 1
+
+    def _evict(self) -> None:
+        while len(self._rows) > self._max_users:
+            self._rows.popitem(last=False)

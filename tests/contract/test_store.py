@@ -1,0 +1,277 @@
+"""One suite for every user store: in memory, in Redis, and each behind the cache."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from deploy.local.redis import RedisServer
+from schemas.limits import Limits
+from stream_app.cache import CachedStore
+from stream_app.errors import StoreUnavailableError
+from stream_app.pipeline import UserStore, apply_interactions
+from stream_app.settings import RedisSettings
+from stream_app.state import Fence, RowUpdate, UserRow, cold_row, fence_of, pack_row
+from stream_app.store import MemoryStore, RedisStore, RowCodec, connect
+from stream_app.telemetry import Telemetry
+from tests.builders import interaction
+from tests.fakes import SPACE, STATE_SIZE, FakeRecord, memory_store, record_of, serving
+
+LIMITS = Limits()
+REDIS = pytest.param("redis", marks=pytest.mark.integration)
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(params=["memory", REDIS])
+async def backend(request: pytest.FixtureRequest) -> AsyncIterator[MemoryStore | RedisStore]:
+    if request.param == "memory":
+        yield memory_store()
+        return
+    server: RedisServer = request.getfixturevalue("redis_server")
+    client = connect(RedisSettings(url=SecretStr(server.url)))
+    yield redis_store(client)
+    await client.aclose()
+
+
+@pytest.fixture(params=["direct", "cached", "cache of one user"])
+def store(backend: MemoryStore | RedisStore, request: pytest.FixtureRequest) -> UserStore:
+    if request.param == "direct":
+        return backend
+    return CachedStore(backend, max_users=100 if request.param == "cached" else 1)
+
+
+def redis_store(client: object) -> RedisStore:
+    codec = RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry())
+    return RedisStore(client, codec=codec, key_prefix=f"t-{uuid.uuid4().hex}")  # type: ignore[arg-type]
+
+
+def row(offset: int, *, partition: int = 0, epoch: int = 1) -> UserRow:
+    return UserRow(offset, 1_000, Fence(epoch, partition, offset), bytes([offset % 256] * 8), b"i-1\ni-2")
+
+
+def update(offset: int, *, base: Fence | None = None, user_id: str = "u-1", epoch: int = 1) -> RowUpdate:
+    return RowUpdate(user_id, base or cold_row(STATE_SIZE).fence, row(offset, epoch=epoch))
+
+
+async def test_a_user_nobody_has_seen_is_cold(store: UserStore) -> None:
+    assert await store.load(["u-1", "u-2"]) == [cold_row(STATE_SIZE), cold_row(STATE_SIZE)]
+
+
+async def test_loading_nobody_returns_nothing(store: UserStore) -> None:
+    assert await store.load([]) == []
+
+
+async def test_what_was_saved_is_loaded_in_the_order_asked_for(store: UserStore) -> None:
+    assert await store.save([update(1, user_id="a"), update(2, user_id="b")]) == [True, True]
+    assert await store.load(["b", "a", "c"]) == [row(2), row(1), cold_row(STATE_SIZE)]
+
+
+async def test_ids_that_look_like_keys_stay_apart(store: UserStore) -> None:
+    ids = ["u", "u:u", "{b00}:u", "*", " ", "é", "a" * 256]
+    await store.save([update(n, user_id=user_id) for n, user_id in enumerate(ids)])
+    assert await store.load(ids) == [row(n) for n in range(len(ids))]
+
+
+async def test_the_same_save_again_is_refused_and_changes_nothing(store: UserStore) -> None:
+    await store.save([update(5)])
+    assert await store.save([update(5)]) == [False]
+    assert await store.load(["u-1"]) == [row(5)]
+
+
+async def test_a_zombie_is_refused(store: UserStore) -> None:
+    await store.save([update(5)])
+    assert await store.save([update(4)]) == [False]
+    assert await store.load(["u-1"]) == [row(5)]
+
+
+async def test_a_fold_from_a_base_that_somebody_overtook_is_refused(store: UserStore) -> None:
+    await store.save([update(5)])
+    assert await store.save([update(7, base=Fence(1, 0, 3))]) == [False]
+    assert await store.load(["u-1"]) == [row(5)]
+
+
+async def test_a_fold_from_the_stored_row_is_written(store: UserStore) -> None:
+    await store.save([update(5)])
+    assert await store.save([update(7, base=Fence(1, 0, 5))]) == [True]
+    assert await store.load(["u-1"]) == [row(7)]
+
+
+async def test_a_new_epoch_starts_again_at_small_offsets(store: UserStore) -> None:
+    await store.save([update(500)])
+    assert await store.save([update(0, base=Fence(1, 0, 500), epoch=2)]) == [True]
+    assert await store.save([update(501, base=Fence(1, 0, 500))]) == [False]
+    assert await store.load(["u-1"]) == [row(0, epoch=2)]
+
+
+async def test_one_refused_row_does_not_stop_its_neighbours(store: UserStore) -> None:
+    await store.save([update(5, user_id="b")])
+    assert await store.save([update(1, user_id="a"), update(4, user_id="b"), update(2, user_id="c")]) == [
+        True,
+        False,
+        True,
+    ]
+
+
+async def test_more_rows_than_one_call_may_carry_are_saved(backend: MemoryStore | RedisStore) -> None:
+    ids = [f"u-{n}" for n in range(2_500)]
+    written = await backend.save([update(n, user_id=user_id) for n, user_id in enumerate(ids)])
+    assert written == [True] * len(ids)
+    assert [loaded.events for loaded in await backend.load(ids)] == list(range(len(ids)))
+
+
+async def test_a_corrupt_row_is_set_aside_and_its_user_starts_cold(backend: MemoryStore | RedisStore) -> None:
+    await put_bytes(backend, "u-1", b"junk" * 30)
+    assert await backend.load(["u-1", "u-2"]) == [cold_row(STATE_SIZE)] * 2
+    assert await backend.save([update(3)]) == [True]
+    assert await backend.load(["u-1"]) == [row(3)]
+
+
+async def test_a_row_of_another_model_loses_its_vector_and_keeps_its_fence(backend: MemoryStore | RedisStore) -> None:
+    await put_bytes(backend, "u-1", pack_row(row(9), SPACE + 1))
+    assert await backend.load(["u-1"]) == [UserRow(0, 0, Fence(1, 0, 9), bytes(4 * STATE_SIZE), b"")]
+    assert await backend.save([update(10, base=Fence(1, 0, 9))]) == [True]
+
+
+async def test_the_epoch_rises_when_the_partition_count_changes(backend: MemoryStore | RedisStore) -> None:
+    if isinstance(backend, MemoryStore):
+        assert await backend.topic_epoch("interactions", 4) == 1
+        return
+    assert [await backend.topic_epoch("interactions", count) for count in (4, 4, 8, 8, 4)] == [1, 1, 2, 2, 3]
+    assert await backend.topic_epoch("other", 4) == 1
+
+
+async def test_a_dropped_cache_reads_the_store_again(backend: MemoryStore | RedisStore) -> None:
+    ours, theirs = CachedStore(backend, max_users=10), CachedStore(backend, max_users=10)
+    await ours.save([update(1)])
+    await theirs.load(["u-1"])
+    await ours.save([update(2, base=Fence(1, 0, 1))])
+    assert await theirs.load(["u-1"]) == [row(1)]
+    theirs.drop()
+    assert await theirs.load(["u-1"]) == [row(2)]
+
+
+async def test_a_refused_save_evicts_the_stale_row(backend: MemoryStore | RedisStore) -> None:
+    ours, theirs = CachedStore(backend, max_users=10), CachedStore(backend, max_users=10)
+    await theirs.load(["u-1"])
+    await ours.save([update(2)])
+    assert await theirs.save([update(1)]) == [False]
+    assert await theirs.load(["u-1"]) == [row(2)]
+
+
+async def put_bytes(backend: MemoryStore | RedisStore, user_id: str, data: bytes) -> None:
+    if isinstance(backend, MemoryStore):
+        backend.put_bytes(user_id, data)
+    else:
+        await backend.client.set(backend.key(user_id), data)
+
+
+# Workers that take turns, overlap and come back from the dead must leave what one pass over the log leaves.
+
+LOG = [record_of(interaction(user_id=f"u-{n % 3}", item_id=f"i-{n % 5}", event_time_ms=n), offset=n) for n in range(40)]
+batches = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 39), st.integers(1, 12), st.booleans()), max_size=12)
+
+
+async def expected_rows() -> dict[str, bytes]:
+    store = memory_store()
+    await apply(LOG, store)
+    return store.dump()
+
+
+async def apply(records: list[FakeRecord], store: UserStore) -> None:
+    await apply_interactions(
+        records, serving=serving(), store=store, epoch=1, limits=LIMITS, future_tolerance_ms=10**15
+    )
+
+
+async def run_workers(backend: UserStore, steps: list[tuple[int, int, int, bool]]) -> None:
+    """Let three workers with caches of their own apply stretches of the log in any order, then one apply it all.
+
+    A worker reads forward from where the log's committed prefix ends, or re-reads: a stretch never leaves a gap.
+    """
+    workers = [CachedStore(backend, max_users=2) for _ in range(3)]
+    applied = 0
+    for worker, start, length, drop in steps:
+        first = min(start, applied)
+        if drop:
+            workers[worker].drop()
+        await apply(LOG[first : first + length], workers[worker])
+        applied = max(applied, first + length)
+    await apply(LOG[min(applied, len(LOG)) :], workers[0])
+
+
+@given(steps=batches)
+def test_any_interleaving_of_workers_leaves_what_one_pass_leaves(steps: list[tuple[int, int, int, bool]]) -> None:
+    async def run() -> None:
+        backend = memory_store()
+        await run_workers(backend, steps)
+        assert backend.dump() == await expected_rows()
+
+    asyncio.run(run())
+
+
+@pytest.mark.integration
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=batches)
+def test_any_interleaving_of_workers_on_redis_leaves_what_one_pass_leaves(
+    redis_server: RedisServer, steps: list[tuple[int, int, int, bool]]
+) -> None:
+    async def run() -> None:
+        client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+        backend = redis_store(client)
+        await run_workers(backend, steps)
+        for user_id, data in (await expected_rows()).items():
+            assert await client.get(backend.key(user_id)) == data
+        await client.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.integration
+async def test_redis_away_is_said_in_time_and_heals(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    client = connect(RedisSettings(url=SecretStr(server.url), timeout_ms=200, connect_timeout_ms=200))
+    backend = redis_store(client)
+    try:
+        assert await backend.save([update(1)]) == [True]
+        server.pause()
+        with pytest.raises(StoreUnavailableError, match="load"):
+            async with asyncio.timeout(5):
+                await backend.load(["u-1"])
+        server.resume()
+        assert await backend.load(["u-1"]) == [row(1)]
+        server.stop()
+        with pytest.raises(StoreUnavailableError, match="save"):
+            await backend.save([update(2, base=Fence(1, 0, 1))])
+        server.start()
+        assert await backend.save([update(2, base=Fence(1, 0, 1))]) == [True]
+    finally:
+        await client.aclose()
+        server.stop()
+
+
+@pytest.mark.integration
+async def test_a_flushed_script_is_sent_again(redis_server: RedisServer) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    backend = redis_store(client)
+    assert await backend.save([update(1)]) == [True]
+    await client.script_flush()
+    assert await backend.save([update(2, base=Fence(1, 0, 1))]) == [True]
+    stored = await client.get(backend.key("u-1"))
+    assert isinstance(stored, bytes)
+    assert fence_of(stored) == Fence(1, 0, 2)
+    await client.aclose()

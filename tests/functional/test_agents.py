@@ -1,0 +1,388 @@
+"""The agents in this process, with fakes for broker, store and model."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from schemas.codec import decode_slate
+from schemas.limits import Limits
+from schemas.records import After, Slate
+from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
+from stream_app.errors import ModelError, PublishError, StoreUnavailableError
+from stream_app.pipeline import AppliedOffsets, Serving, UserStore
+from stream_app.state import Fence, FloatArray
+from stream_app.telemetry import Telemetry
+from tests.bad_records import bad_records
+from tests.builders import candidate_list, interaction
+from tests.fakes import (
+    RECORD_TIME_MS,
+    FailingStore,
+    FakeClock,
+    FakeRecord,
+    FakeStream,
+    HalvingModel,
+    RecordingPublisher,
+    memory_store,
+    record_of,
+    serving,
+)
+
+TOPICS = {"interactions": "interactions.dlq", "candidates": "candidates.dlq"}
+
+
+@dataclass(slots=True)
+class Bench:
+    """One agent with its fakes."""
+
+    store: UserStore = field(default_factory=memory_store)
+    serving: Serving = field(default_factory=serving)
+    publisher: RecordingPublisher = field(default_factory=RecordingPublisher)
+    applied: AppliedOffsets = field(default_factory=AppliedOffsets)
+    clock: FakeClock = field(default_factory=FakeClock)
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    stream: FakeStream = field(default_factory=FakeStream)
+    failures: list[Exception] = field(default_factory=list)
+
+    def context(self) -> AgentContext:
+        return AgentContext(
+            serving=self.serving,
+            store=self.store,
+            publisher=self.publisher,
+            applied=self.applied,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            limits=Limits(),
+            epoch=1,
+            future_tolerance_ms=0,
+            deadline_ms=1_000,
+            reranked_topic="reranked",
+            dead_letter_topics=TOPICS,
+            max_output_bytes=200_000,
+            fail=self.failures.append,
+        )
+
+    async def run(self, agent: InteractionsAgent | ListsAgent) -> None:
+        """Feed what the stream holds to the end."""
+        self.stream.end()
+        async with asyncio.timeout(10):
+            await agent.run(self.stream)  # type: ignore[arg-type]
+            await agent.drained()
+
+    async def interactions(self) -> None:
+        await self.run(InteractionsAgent(self.context(), max_records=1_000))
+
+    async def lists(self) -> None:
+        await self.run(ListsAgent(self.context(), max_records=32))
+
+    def slates(self) -> list[Slate]:
+        return [decode_slate(sent.value or b"") for sent in self.publisher.sent if sent.topic == "reranked"]
+
+    def codes(self) -> list[str]:
+        """Return the codes of the dead letters, in the order they were sent."""
+        headers = [dict(sent.headers) for sent in self.publisher.sent if sent.topic != "reranked"]
+        return [(header["rerank.error.code"] or b"").decode() for header in headers]
+
+
+def click(offset: int, item_id: str = "i-1", user_id: str = "u-1") -> FakeRecord:
+    return record_of(interaction(user_id=user_id, item_id=item_id, kind="click", event_time_ms=offset), offset=offset)
+
+
+def request(offset: int = 0, *, headers: tuple[tuple[str, bytes], ...] = (), **changes: object) -> FakeRecord:
+    fields: dict[str, object] = {"after": None, "explain": False, "k": None, "item_ids": ["i-1", "i-2", "i-3"]}
+    return record_of(candidate_list(**(fields | changes)), offset=offset, headers=headers)
+
+
+class BuggyModel(HalvingModel):
+    """Hits a bug whenever item i-2 is among its input."""
+
+    def advance(self, states, items, kinds, values, dt_s):  # type: ignore[no-untyped-def]
+        if (items == [0.0, 1.0]).all(axis=1).any():
+            raise ZeroDivisionError("a bug")
+        return super().advance(states, items, kinds, values, dt_s)
+
+    def score(self, batch):  # type: ignore[no-untyped-def]
+        if batch.items.shape[1] == 1:
+            raise ZeroDivisionError("a bug")
+        return super().score(batch)
+
+
+async def test_interactions_are_saved_before_their_batch_is_settled() -> None:
+    bench = Bench()
+    batch = bench.stream.put(click(0), click(1, "i-2"))
+    await bench.interactions()
+    [row] = await bench.store.load(["u-1"])
+    assert (row.events, row.fence) == (2, Fence(1, 0, 1))
+    assert batch.done
+    assert bench.applied.offsets == {0: 1}
+
+
+async def test_a_bad_interaction_is_a_dead_letter_and_its_neighbours_are_applied() -> None:
+    bench = Bench()
+    batch = bench.stream.put(click(0), FakeRecord(topic="interactions", offset=1, value=b"{"), click(2))
+    await bench.interactions()
+    [row] = await bench.store.load(["u-1"])
+    assert row.events == 2
+    assert bench.codes() == ["not_json"]
+    assert bench.publisher.sent[0].value == b"{"
+    assert batch.done
+
+
+@pytest.mark.parametrize("topic", ["interactions", "candidates"])
+async def test_every_bad_record_is_a_dead_letter_and_every_good_one_is_served(topic: str) -> None:
+    bench = Bench()
+    bad = [case for case in bad_records() if case.topic == topic]
+    for offset, case in enumerate(bad):
+        good = click(2 * offset) if topic == "interactions" else request(2 * offset, request_id=f"r-{offset}")
+        bench.stream.put(good, FakeRecord(topic=topic, offset=2 * offset + 1, key=case.key, value=case.value))
+    await (bench.interactions() if topic == "interactions" else bench.lists())
+    assert bench.failures == []
+    assert bench.codes() == [case.code for case in bad]
+    assert [sent.value for sent in bench.publisher.sent if sent.topic != "reranked"] == [case.value for case in bad]
+    if topic == "interactions":
+        [row] = await bench.store.load(["u-1"])
+        assert row.events == len(bad)
+    else:
+        assert sorted(slate.request_id for slate in bench.slates()) == sorted(f"r-{n}" for n in range(len(bad)))
+
+
+async def test_a_dead_letter_too_large_to_be_produced_is_cut_and_says_so() -> None:
+    bench = Bench()
+    batch = bench.stream.put(FakeRecord(topic="interactions", value=b"x" * 2_000_000, headers=(("h", b"1"),)))
+    await bench.interactions()
+    [sent] = bench.publisher.sent
+    assert sent.value == b"x" * 65_536
+    assert (dict(sent.headers)["rerank.error.truncated"] or b"").startswith(b"key 3, value 2000000, headers 2 bytes; ")
+    assert bench.codes() == ["too_large"]
+    assert batch.done
+
+
+async def test_an_interaction_that_hits_a_bug_is_isolated() -> None:
+    bench = Bench(serving=serving(BuggyModel()))
+    batch = bench.stream.put(click(0, user_id="a"), click(1, "i-2", user_id="b"), click(2, user_id="c"))
+    await bench.interactions()
+    assert [row.events for row in await bench.store.load(["a", "b", "c"])] == [1, 0, 1]
+    assert bench.codes() == ["internal_error"]
+    assert batch.done
+
+
+async def test_interactions_wait_for_redis_and_none_is_lost() -> None:
+    store = FailingStore(memory_store(), failing_loads=2, failing_saves=1)
+    bench = Bench(store=store)
+    batch = bench.stream.put(click(0), click(1))
+    await bench.interactions()
+    [row] = await store.load(["u-1"])
+    assert row.events == 2
+    assert batch.done
+    assert bench.failures == []
+
+
+async def test_a_save_whose_reply_was_lost_is_not_applied_twice() -> None:
+    store = FailingStore(memory_store(), lost_replies=1)
+    bench = Bench(store=store)
+    bench.stream.put(click(0, "i-1"), click(1, "i-2"))
+    await bench.interactions()
+    [row] = await store.load(["u-1"])
+    assert row.events == 2
+
+
+async def test_asked_to_stop_while_redis_is_away_nothing_is_settled() -> None:
+    bench = Bench(store=FailingStore(memory_store(), failing_loads=10**6))
+    agent = InteractionsAgent(bench.context(), max_records=1_000)
+    batch = bench.stream.put(click(0))
+    running = asyncio.create_task(agent.run(bench.stream))  # type: ignore[arg-type]
+    await asyncio.sleep(0.1)
+    agent.stop()
+    async with asyncio.timeout(5):
+        await agent.drained()
+    assert not batch.done
+    running.cancel()
+
+
+async def test_a_model_that_cannot_advance_stops_the_worker_with_nothing_settled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stream_app.agents.RETRY_FIRST_S", 0.0)
+    bench = Bench(serving=serving(HalvingModel(failures=10**6)))
+    batch = bench.stream.put(click(0))
+    await bench.interactions()
+    assert [type(failure) for failure in bench.failures] == [ModelError]
+    assert not batch.done
+
+
+async def test_a_list_is_ranked_by_the_state_of_its_user() -> None:
+    bench = Bench()
+    bench.stream.put(click(0, "i-2"))
+    await bench.interactions()
+    bench.stream = FakeStream()
+    batch = bench.stream.put(request())
+    await bench.lists()
+    [slate] = bench.slates()
+    assert (slate.outcome, slate.reasons) == ("ranked", [])
+    assert slate.item_ids == ["i-2", "i-3", "i-1"]
+    assert slate.scores == [1.0, 1.0, 0.0]
+    assert slate.retrieval_positions == [1, 2, 0]
+    assert batch.done
+
+
+async def test_a_slate_carries_the_headers_of_its_list_and_says_outcome_and_model() -> None:
+    bench = Bench()
+    bench.stream.put(request(headers=(("traceparent", b"00-1"), ("correlation_id", b"c"), ("other", b"x"))))
+    await bench.lists()
+    [sent] = bench.publisher.sent
+    assert list(sent.headers) == [
+        ("traceparent", b"00-1"),
+        ("correlation_id", b"c"),
+        ("rerank-outcome", b"ranked"),
+        ("rerank-model", b"halving:1"),
+    ]
+    assert sent.key == b"u-1"
+
+
+async def test_a_list_past_its_deadline_is_shed_before_any_work() -> None:
+    model = HalvingModel()
+    bench = Bench(serving=serving(model), clock=FakeClock(RECORD_TIME_MS + 81))
+    batch = bench.stream.put(request(deadline_ms=80))
+    await bench.lists()
+    [slate] = bench.slates()
+    assert (slate.outcome, slate.reasons, slate.item_ids) == ("shed", ["deadline"], [])
+    assert model.calls == 0
+    assert batch.done
+
+
+async def test_without_a_deadline_of_its_own_the_default_holds() -> None:
+    bench = Bench(clock=FakeClock(RECORD_TIME_MS + 999))
+    bench.stream.put(request(deadline_ms=None))
+    await bench.lists()
+    assert [slate.outcome for slate in bench.slates()] == ["ranked"]
+
+
+@pytest.mark.parametrize(
+    ("bench", "reason"),
+    [
+        (lambda: Bench(store=FailingStore(memory_store(), failing_loads=1)), "store_unavailable"),
+        (lambda: Bench(serving=serving(HalvingModel(failures=1))), "model_error"),
+        (lambda: Bench(serving=serving(HalvingModel(scores=nan_scores()))), "model_nonfinite"),
+    ],
+)
+async def test_what_is_down_gives_retrieval_order_with_a_reason(bench: Callable[[], Bench], reason: str) -> None:
+    fakes = bench()
+    batch = fakes.stream.put(request(retrieval_scores=[3.0, 2.0, 1.0], k=2))
+    await fakes.lists()
+    [slate] = fakes.slates()
+    assert (slate.outcome, slate.reasons) == ("fallback", [reason])
+    assert (slate.item_ids, slate.scores) == (["i-1", "i-2"], [3.0, 2.0])
+    assert batch.done
+
+
+def nan_scores() -> FloatArray:
+    return np.full((1, 3), np.nan, dtype=np.float32)
+
+
+async def test_a_list_that_hits_a_bug_is_isolated() -> None:
+    bench = Bench(serving=serving(BuggyModel()))
+    batch = bench.stream.put(request(0, request_id="good"))
+    bad = bench.stream.put(request(1, request_id="bad", item_ids=["i-1"], retrieval_scores=None, user_id="u-2"))
+    await ListsAgentOfOne(bench)
+    assert [slate.request_id for slate in bench.slates()] == ["good"]
+    assert bench.codes() == ["internal_error"]
+    assert batch.done
+    assert bad.done
+
+
+async def ListsAgentOfOne(bench: Bench) -> None:  # noqa: N802
+    """Rank one list a forward pass."""
+    await bench.run(ListsAgent(bench.context(), max_records=1))
+
+
+async def test_unacknowledged_answers_stop_the_worker_with_nothing_settled() -> None:
+    bench = Bench(publisher=RecordingPublisher(failures=1))
+    batch = bench.stream.put(request())
+    await bench.lists()
+    assert [type(failure) for failure in bench.failures] == [PublishError]
+    assert not batch.done
+
+
+async def test_unacknowledged_dead_letters_stop_the_worker_with_nothing_settled() -> None:
+    bench = Bench(publisher=RecordingPublisher(failures=1))
+    batch = bench.stream.put(FakeRecord(topic="interactions", value=b"{"))
+    await bench.interactions()
+    assert [type(failure) for failure in bench.failures] == [PublishError]
+    assert not batch.done
+
+
+async def parked(bench: Bench, *, after: After) -> tuple[ListsAgent, asyncio.Task[None], asyncio.Task[None]]:
+    """Start a lists agent and feed it one list that waits for `after` beside one that does not."""
+    agent = ListsAgent(bench.context(), max_records=32)
+    bench.stream.put(request(0, after=after, request_id="waits"), request(1, request_id="free", user_id="u-2"))
+    running = asyncio.create_task(agent.run(bench.stream))  # type: ignore[arg-type]
+    watching = asyncio.create_task(agent.watch_parked())
+    await asyncio.sleep(0.05)
+    return agent, running, watching
+
+
+async def end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_list_waits_for_its_after_and_its_neighbour_does_not() -> None:
+    bench = Bench()
+    _, *tasks = await parked(bench, after=After(partition=0, offset=0))
+    assert [slate.request_id for slate in bench.slates()] == ["free"]
+    interactions = FakeStream()
+    interactions.put(click(0, "i-2"))
+    interactions.end()
+    await InteractionsAgent(bench.context(), max_records=10).run(interactions)  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    assert [slate.request_id for slate in bench.slates()] == ["free", "waits"]
+    assert bench.slates()[1].state.offset == 0
+    assert bench.slates()[1].item_ids[0] == "i-2"
+    await end(*tasks)
+
+
+async def test_an_after_that_was_a_dead_letter_is_reached_all_the_same() -> None:
+    bench = Bench()
+    _, *tasks = await parked(bench, after=After(partition=0, offset=0))
+    interactions = FakeStream()
+    interactions.put(FakeRecord(topic="interactions", value=b"{"))
+    interactions.end()
+    await InteractionsAgent(bench.context(), max_records=10).run(interactions)  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    assert [slate.request_id for slate in bench.slates()] == ["free", "waits"]
+    await end(*tasks)
+
+
+async def test_an_after_in_the_stored_row_is_reached_at_once() -> None:
+    bench = Bench()
+    bench.stream.put(click(3))
+    await bench.interactions()
+    bench.applied.drop()  # as after a restart: nothing was delivered yet
+    bench.stream = FakeStream()
+    bench.stream.put(request(after=After(partition=0, offset=3)))
+    await bench.lists()
+    assert [slate.outcome for slate in bench.slates()] == ["ranked"]
+
+
+async def test_an_after_not_reached_by_the_deadline_is_a_stale_fallback() -> None:
+    bench = Bench()
+    agent = ListsAgent(bench.context(), max_records=32)
+    batch = bench.stream.put(request(after=After(partition=0, offset=9), deadline_ms=80))
+    tasks = [asyncio.create_task(agent.run(bench.stream)), asyncio.create_task(agent.watch_parked())]  # type: ignore[arg-type]
+    await asyncio.sleep(0.03)
+    assert bench.slates() == []
+    bench.clock.time_ms += 80
+    await asyncio.sleep(0.15)
+    [slate] = bench.slates()
+    assert (slate.outcome, slate.reasons) == ("fallback", ["stale"])
+    assert batch.done
+    await end(*tasks)
+
+
+async def test_an_unreachable_redis_is_an_error_that_names_the_remedy() -> None:
+    store = FailingStore(memory_store(), failing_loads=1)
+    with pytest.raises(StoreUnavailableError, match="nothing was acked"):
+        await store.load(["u-1"])
