@@ -57,7 +57,7 @@ up: $(STAMP) ## Run a broker and a Redis on this machine until Ctrl-C
 	$(BIN)/rerank up
 
 bench: $(STAMP) ## Measure against a plain Faust application
-	$(BIN)/rerank bench $(BENCH_ARGS)
+	$(BIN)/python -m tests.bench.bench_throughput $(BENCH_ARGS)
 
 # ---- tests -----------------------------------------------------------------------------------------------------
 
