@@ -45,6 +45,7 @@ class Bench:
     telemetry: Telemetry = field(default_factory=Telemetry)
     stream: FakeStream = field(default_factory=FakeStream)
     failures: list[Exception] = field(default_factory=list)
+    max_output_bytes: int = 4 * 1_048_576
 
     def context(self) -> AgentContext:
         return AgentContext(
@@ -60,7 +61,7 @@ class Bench:
             deadline_ms=1_000,
             reranked_topic="reranked",
             dead_letter_topics=TOPICS,
-            max_output_bytes=200_000,
+            max_output_bytes=self.max_output_bytes,
             fail=self.failures.append,
         )
 
@@ -149,7 +150,7 @@ async def test_every_bad_record_is_a_dead_letter_and_every_good_one_is_served(to
 
 
 async def test_a_dead_letter_too_large_to_be_produced_is_cut_and_says_so() -> None:
-    bench = Bench()
+    bench = Bench(max_output_bytes=200_000)
     batch = bench.stream.put(FakeRecord(topic="interactions", value=b"x" * 2_000_000, headers=(("h", b"1"),)))
     await bench.interactions()
     [sent] = bench.publisher.sent
