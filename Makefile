@@ -62,6 +62,7 @@ bench: $(STAMP) ## Measure against a plain Faust application
 # ---- tests -----------------------------------------------------------------------------------------------------
 
 test: $(STAMP) ## Run every test; integration tests on the embedded broker, then again on Apache Kafka
+	rm -rf $(REPORTS)
 	$(BIN)/python -m pytest -m "not kafka" --junit-xml=$(REPORTS)/embedded.xml $(PYTEST_ARGS)
 ifneq ($(KAFKA_JARS),)
 	@$(MAKE) --no-print-directory test-kafka
