@@ -59,9 +59,8 @@ class KafkaPublisher:
         """
         if self._producer is None:
             raise PublishError("the producer is not started; nothing was sent; call start first")
-        send = self._producer.send
         try:
-            futures = [await send(r.topic, r.value, r.key, headers=list(r.headers)) for r in records]
+            futures = [await _enqueue(self._producer, record) for record in records]
         except KafkaError as error:
             raise _not_acknowledged(error) from error
         return _acknowledged(futures)
@@ -71,6 +70,16 @@ class KafkaPublisher:
         if self._producer is not None:
             await self._producer.stop()
             self._producer = None
+
+
+async def _enqueue(producer: AIOKafkaProducer, record: OutputRecord) -> "asyncio.Future[object]":
+    headers = list(record.headers)
+    if record.key is not None or record.value is not None:
+        return await producer.send(record.topic, record.value, record.key, headers=headers)
+    # Kafka carries records without key and value, and somebody may send us one; aiokafka's `send` asserts.
+    batch = producer.create_batch()
+    batch.append(key=None, value=None, timestamp=None, headers=headers)
+    return await producer.send_batch(batch, record.topic, partition=0)
 
 
 async def _acknowledged(futures: "Sequence[asyncio.Future[object]]") -> None:
