@@ -14,6 +14,7 @@ from models.log import InteractionLog, split_by_time
 from models.manifest import Manifest
 from models.metrics import METRICS, Estimate, UserBootstrap, ndcg_at_10, ranks_of
 from models.protocol import TestList, test_lists
+from models.threads import one_thread
 from models.waves import list_states
 
 FloatArray = npt.NDArray[np.float32]
@@ -48,7 +49,11 @@ def evaluate(directory: Path, log: InteractionLog, seed: int) -> Evaluation:
 
     Raises EvaluationError when the test part has no list, ManifestError when the artefact is not what it promises.
     """
-    model = Model(directory)
+    with one_thread():
+        return _evaluate(Model(directory), log, seed)
+
+
+def _evaluate(model: Model, log: InteractionLog, seed: int) -> Evaluation:
     m = split_by_time(log)
     lists = test_lists(log, m, seed)
     if not lists:

@@ -70,11 +70,12 @@ def write_artefact(
 
 
 def script(network: Network) -> torch.jit.ScriptModule:
-    """Return the network as frozen TorchScript with its exported methods, in evaluation mode."""
-    methods = [name for name in ("advance", "score", "probability") if hasattr(network, name)]
-    scripted = torch.jit.script(network.eval())
-    frozen: torch.jit.ScriptModule = torch.jit.freeze(scripted, preserved_attrs=methods)
-    return frozen
+    """Return the network as TorchScript with its exported methods, in evaluation mode.
+
+    It is not frozen: that gains nothing measurable here, and would put a counter of the process into the bytes.
+    """
+    scripted: torch.jit.ScriptModule = torch.jit.script(network.eval())
+    return scripted
 
 
 def load_scripted(directory: Path) -> torch.jit.ScriptModule:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from models.networks import (
     Network,
 )
 from models.sequences import Chunks, TrainingRows
+from models.threads import one_thread
 from schemas.records import KINDS
 
 NO_REPEATS = 0.01  # share of interactions with an item that the user has met before
@@ -85,7 +85,7 @@ def train(
     rows = TrainingRows.of(log, m, kinds)
     if len(rows.items) == 0:
         raise TrainingError(f"{m} interactions and none that moves a user; nothing to train on, name a longer log")
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(recipe.seed)
         trainee = Trainee(NETWORKS[recipe.model](recipe.dim, kinds), rows, recipe)
         loss = _fit(trainee, rows, recipe, on_step)
@@ -101,17 +101,6 @@ def train(
 def kind_names(log: InteractionLog) -> list[str]:
     """Return the model's kinds: unknown, those of the wire contract, then what else the log holds."""
     return ["unknown", *KINDS, *sorted(set(log.kind_names) - {"unknown", *KINDS})]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Train on one thread: same bits on any number of cores, no spinning beside a busy neighbour (20 x slower)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Trainee(nn.Module):

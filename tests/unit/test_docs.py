@@ -131,6 +131,13 @@ def test_every_feature_is_named() -> None:
     assert [name for name in FEATURES if f"`{name}`" not in text] == []
 
 
+def test_the_table_of_commands_has_every_command() -> None:
+    known = set(commands_of(typer.main.get_command(app)))
+    leaves = {name for name in known if not any(other.startswith(f"{name} ") for other in known)}
+    table = section(page("docs/operators.md"), "## Commands")
+    assert {cell.removeprefix("rerank ") for cell in first_cells(table)} == leaves
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_named_exists(path: Path) -> None:
     known = set(commands_of(typer.main.get_command(app)))
