@@ -113,12 +113,17 @@ def test_kinds_of_the_log_follow_the_known_ones() -> None:
     assert kind_names(log) == [*DEFAULT_STRENGTHS, "hug", "zap"]
 
 
-def test_an_item_met_once_has_the_cold_start_vector() -> None:
+def test_an_item_met_once_has_the_cold_start_embedding() -> None:
     log = rating_log([("u", "a", 5.0, 0), ("u", "b", 5.0, 1), ("v", "a", 5.0, 2), ("v", "c", 5.0, 3)])
     trained = train(log, len(log), TINY)
     assert trained.item_ids == ["a", "b", "c"]
-    same = [bool((row == trained.item_vectors[0]).all()) for row in trained.item_vectors[1:]]
-    assert same == [False, True, True]
+    cold = trained.item_vectors[0, :-1]
+    assert [bool((row[:-1] == cold).all()) for row in trained.item_vectors[1:]] == [False, True, True]
+
+
+def test_an_unknown_item_has_the_median_bias(log: InteractionLog) -> None:
+    biases = train(log, 800, TINY).item_vectors[:, -1]
+    assert biases[0] == np.median(biases[1:])
 
 
 def test_popular_items_come_first_for_an_unknown_user(log: InteractionLog) -> None:
