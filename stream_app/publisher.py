@@ -73,13 +73,16 @@ class KafkaPublisher:
 
 
 async def _enqueue(producer: AIOKafkaProducer, record: OutputRecord) -> "asyncio.Future[object]":
+    future: asyncio.Future[object]
     headers = list(record.headers)
     if record.key is not None or record.value is not None:
-        return await producer.send(record.topic, record.value, record.key, headers=headers)
+        future = await producer.send(record.topic, record.value, record.key, headers=headers)
+        return future
     # Kafka carries records without key and value, and somebody may send us one; aiokafka's `send` asserts.
     batch = producer.create_batch()
     batch.append(key=None, value=None, timestamp=None, headers=headers)
-    return await producer.send_batch(batch, record.topic, partition=0)
+    future = await producer.send_batch(batch, record.topic, partition=0)
+    return future
 
 
 async def _acknowledged(futures: "Sequence[asyncio.Future[object]]") -> None:
