@@ -2,11 +2,14 @@
 
 import typer
 
-from stream_app.commands import topics
+from stream_app.commands import schema, topics
 from stream_app.commands.demo import demo
 from stream_app.commands.doctor import doctor
 from stream_app.commands.local import up
+from stream_app.commands.produce import produce, validate
+from stream_app.commands.record import record
 from stream_app.commands.replay import replay
+from stream_app.commands.tail import tail
 from stream_app.commands.worker import worker
 from stream_app.errors import RerankError
 
@@ -21,7 +24,12 @@ app.command()(doctor)
 app.command()(up)
 app.command()(demo)
 app.command()(replay)
+app.command()(record)
+app.command()(produce)
+app.command()(validate)
+app.command()(tail)
 app.add_typer(topics.app, name="topics", help="Create the topics, or check them.")
+app.add_typer(schema.app, name="schema", help="Publish the contract.")
 
 
 def main() -> None:
