@@ -16,7 +16,7 @@ from faust.types import StreamT
 from schemas.dead_letter import DeadLetter, Header
 from schemas.limits import Limits
 from schemas.topics import TRACE_HEADERS
-from stream_app.errors import StoreUnavailableError, TransientError
+from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError, TransientError
 from stream_app.pipeline import (
     Answer,
     Applied,
@@ -33,7 +33,7 @@ from stream_app.pipeline import (
     apply_interactions,
     decode_lists,
 )
-from stream_app.state import FoldCounts
+from stream_app.state import FoldCounts, Progress
 from stream_app.telemetry import Telemetry
 from stream_app.transport import FetchedBatch, micro_batches
 
@@ -48,7 +48,11 @@ OUTSTANDING_PUBLISHES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentContext:
-    """What both agents share; `fail` stops the worker with its input unsettled."""
+    """What both agents share.
+
+    `rewind(partition, offset)` reads interactions again from after `offset`; `fail` stops the worker with its
+    input unsettled.
+    """
 
     serving: Serving
     store: UserStore
@@ -63,6 +67,7 @@ class AgentContext:
     reranked_topic: str
     dead_letter_topics: Mapping[str, str]
     max_output_bytes: int
+    rewind: Callable[[int, int], None]
     fail: Callable[[Exception], None]
 
 
@@ -134,16 +139,21 @@ class InteractionsAgent(Agent):
     """decode -> load -> advance -> save, then settle. Interactions are never shed: they wait for Redis."""
 
     async def _process(self, batches: Sequence[FetchedBatch]) -> None:
-        records = list(chain.from_iterable(batch.records for batch in batches))
-        applied = await self._apply(records)
+        context = self._context
+        current = [batch for batch in batches if not batch.dropped]
+        try:
+            applied = await self._apply(list(chain.from_iterable(batch.records for batch in current)))
+        except StoreBehindError as error:
+            logger.warning("event=store_behind partition=%s %s", error.partition, error)
+            context.rewind(error.partition, error.applied_offset)
+            return
         if applied is None:  # asked to stop while Redis was away: all of it comes again
             return
         await self._publish_dead_letters(applied.dead_letters)
         for count in fields(applied.counts):
-            self._context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
-        for batch in batches:
+            context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
+        for batch in current:
             batch.settle(len(batch.records))
-            self._context.applied.advance(batch.partition, batch.next_offset - 1)
 
     async def _apply(self, records: Sequence[Record]) -> Applied | None:
         """Apply the records; isolate one that hits a bug by halving until it stands alone."""
@@ -154,7 +164,7 @@ class InteractionsAgent(Agent):
         except Exception as error:
             if len(records) == 1:
                 logger.exception("event=internal_error topic=%s offset=%s", records[0].topic, records[0].offset)
-                return Applied(counts=FoldCounts(), dead_letters=[internal_error(records[0], error)])
+                return await self._skip(records[0], error)
         middle = len(records) // 2
         first, second = await self._apply(records[:middle]), await self._apply(records[middle:])
         if first is None or second is None:
@@ -162,24 +172,42 @@ class InteractionsAgent(Agent):
         first.counts.add(second.counts)
         return Applied(counts=first.counts, dead_letters=first.dead_letters + second.dead_letters)
 
+    async def _skip(self, record: Record, error: Exception) -> Applied:
+        """Go on past a record that hit a bug: the store must know that no hole is there."""
+        progress = self._context.applied.progress([record])
+        await self._context.store.save([], progress)
+        self._advance(progress)
+        return Applied(counts=FoldCounts(), dead_letters=[internal_error(record, error)])
+
+    def _advance(self, progress: Sequence[Progress]) -> None:
+        for step in progress:
+            self._context.applied.advance(step.partition, step.offset)
+
     async def _apply_with_retries(self, records: Sequence[Record]) -> Applied | None:
         context, pause_s, attempts = self._context, RETRY_FIRST_S, 0
+        progress = context.applied.progress(records)
         while not self._stop.is_set():
             try:
-                return await apply_interactions(
+                applied = await apply_interactions(
                     records,
                     serving=context.serving,
                     store=context.store,
                     epoch=context.epoch,
                     limits=context.limits,
                     future_tolerance_ms=context.future_tolerance_ms,
+                    progress=progress,
                 )
+            except (StoreBehindError, EpochError):
+                raise
             except TransientError as error:
                 attempts += 1
                 if not isinstance(error, StoreUnavailableError) and attempts >= MODEL_ATTEMPTS:
                     raise
                 context.telemetry.retries.labels("interactions").inc()
                 logger.warning("event=retry attempt=%s records=%s %s", attempts, len(records), error)
+            else:
+                self._advance(progress)
+                return applied
             await self._pause(pause_s)
             pause_s = min(2.0 * pause_s, RETRY_MOST_S)
         return None

@@ -19,7 +19,7 @@ from schemas.records import SlateModel
 from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
 from stream_app.cache import CachedStore
-from stream_app.errors import SettingsError, TransientError
+from stream_app.errors import SettingsError, StoreUnavailableError, TransientError
 from stream_app.pipeline import AppliedOffsets, Serving
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 # A queue slot holds a batch of up to max_poll_records, so a few fill the memory that one record each would not.
 BUFFERED_BATCHES = 16
 REVOKE_GRACE_S = 2.0
+STORE_WATCH_S = 0.5
 
 
 class SystemClock:
@@ -71,7 +72,7 @@ class RerankApp(faust.App):
         self.on_ready(set(self.consumer.assignment()))
 
 
-def faust_app(settings: Settings) -> RerankApp:
+def faust_app(settings: Settings, on_start_offsets: Callable[[Mapping[TP, int]], None]) -> RerankApp:
     """Return the configured app; see docs/faults.md for why each setting is not Faust's default."""
     kafka = settings.kafka
     app = RerankApp(
@@ -99,6 +100,7 @@ def faust_app(settings: Settings) -> RerankApp:
         app,
         fetch_max_wait_ms=kafka.fetch_max_wait_ms,
         max_batch_records=kafka.max_poll_records,
+        on_start_offsets=on_start_offsets,
     )
     return app
 
@@ -110,7 +112,9 @@ class Worker:
         """Remember the settings; `announce` is called once, when partitions are assigned and the model is warm."""
         self._settings = settings
         self._announce = announce
+        self._log = topic_name(settings.topic_prefix, "interactions")
         self._telemetry = Telemetry()
+        self._applied = AppliedOffsets()
         self._end = asyncio.Event()
         self._failure: Exception | None = None
         self._ready = False
@@ -126,22 +130,24 @@ class Worker:
         try:
             await publisher.start()
             codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)
-            rows = RedisStore(redis, codec=codec, key_prefix=settings.redis.key_prefix)
-            epoch = await rows.topic_epoch(topic_name(settings.topic_prefix, "interactions"), partitions)
-            store = CachedStore(rows, max_users=settings.cached_users)
-            await self._serve(self._context(artefact, store, publisher, epoch), store)
+            rows = RedisStore(redis, codec=codec, key_prefix=settings.redis.key_prefix, log=self._log)
+            epoch = await rows.enter_epoch(partitions)
+            await self._serve(artefact, rows, publisher, epoch)
         finally:
             await publisher.stop()
             await redis.aclose()
         return 0 if self._failure is None else 1
 
-    def _context(self, artefact: Artefact, store: CachedStore, publisher: KafkaPublisher, epoch: int) -> AgentContext:
+    async def _serve(self, artefact: Artefact, rows: RedisStore, publisher: KafkaPublisher, epoch: int) -> None:
+        """Run the app until the end is asked for, then let the agents finish and commit."""
         settings = self._settings
-        return AgentContext(
+        store = CachedStore(rows, max_users=settings.cached_users)
+        app = faust_app(settings, self._start_at)
+        context = AgentContext(
             serving=serving_of(artefact),
             store=store,
             publisher=publisher,
-            applied=AppliedOffsets(),
+            applied=self._applied,
             clock=SystemClock(),
             telemetry=self._telemetry,
             limits=settings.limits(),
@@ -154,24 +160,14 @@ class Worker:
                 for name in CO_PARTITIONED
             },
             max_output_bytes=settings.kafka.max_request_bytes,
+            rewind=partial(self._rewind, app, store),
             fail=self._fail,
         )
-
-    async def _serve(self, context: AgentContext, store: CachedStore) -> None:
-        """Run the app until the end is asked for, then let the agents finish and commit."""
-        settings = self._settings
         interactions = InteractionsAgent(context, max_records=settings.micro_batch_interactions)
         lists = ListsAgent(context, max_records=settings.micro_batch_lists)
-        app = faust_app(settings)
-        for agent, name in ((interactions, "interactions"), (lists, "candidates")):
-            topic = app.topic(
-                topic_name(settings.topic_prefix, name),
-                key_serializer=BATCH_CODEC,
-                value_serializer=BATCH_CODEC,
-                value_type=None,
-            )
-            app.agent(topic, name=name)(agent.run)
-        app.on_ready = partial(self._on_assigned, context, app)
+        self._subscribe(app, interactions, "interactions")
+        self._subscribe(app, lists, "candidates")
+        app.on_ready = partial(self._on_assigned, context.serving.name)
 
         @app.on_partitions_revoked.connect
         async def on_revoked(*_: object, **__: object) -> None:
@@ -179,36 +175,77 @@ class Worker:
             await app.consumer.commit()
             lists.drop_parked()
             store.drop()
-            context.applied.drop()
+            self._applied.drop()
 
-        watcher = asyncio.create_task(lists.watch_parked())
-        joined = asyncio.create_task(self._watch_join())
-        running = asyncio.create_task(app.start())
-        running.add_done_callback(self._on_app_started)
-        crashed = asyncio.create_task(app.wait_until_stopped())
-        crashed.add_done_callback(lambda _: self._on_app_stopped(app))
+        tasks = [
+            asyncio.create_task(wait)
+            for wait in (lists.watch_parked(), self._watch_join(), self._watch_store(rows, context.rewind))
+        ]
+        tasks += self._start(app)
         await self._end.wait()
         interactions.stop()
         lists.stop()
         await _within(settings.grace_s / 2.0, interactions.drained(), lists.drained())
         await _within(settings.grace_s / 4.0, app.consumer.commit())
         await _within(settings.grace_s / 4.0, app.stop())
-        for task in (watcher, joined, running, crashed):
+        for task in tasks:
             task.cancel()
 
-    def _on_assigned(self, context: AgentContext, app: RerankApp, partitions: set[TP]) -> None:
-        """Take note of an assignment: what is committed is applied, and the first one makes the worker ready."""
-        for tp, offset in cast("BatchConsumer", app.consumer).committed_offsets().items():
-            if tp.topic == topic_name(self._settings.topic_prefix, "interactions") and offset:
-                context.applied.advance(tp.partition, offset - 1)
+    def _subscribe(self, app: RerankApp, agent: InteractionsAgent | ListsAgent, name: str) -> None:
+        topic = app.topic(
+            topic_name(self._settings.topic_prefix, name),
+            key_serializer=BATCH_CODEC,
+            value_serializer=BATCH_CODEC,
+            value_type=None,
+        )
+        app.agent(topic, name=name)(agent.run)
+
+    def _start(self, app: RerankApp) -> "list[asyncio.Task[None]]":
+        """Start the app; a start that fails, or a stop that nobody asked for, ends the worker."""
+        running = asyncio.create_task(app.start())
+        running.add_done_callback(self._on_app_started)
+        stopped = asyncio.create_task(app.wait_until_stopped())
+        stopped.add_done_callback(lambda _: self._on_app_stopped(app))
+        return [running, stopped]
+
+    def _start_at(self, offsets: Mapping[TP, int]) -> None:
+        """Take note, before reading starts, that what is committed is applied."""
+        for tp, offset in offsets.items():
+            if tp.topic == self._log:
+                self._applied.advance(tp.partition, offset - 1)
+
+    def _rewind(self, app: RerankApp, store: CachedStore, partition: int, offset: int) -> None:
+        """Read interactions again that Redis lost; until they are back, slates say so."""
+        store.drop()
+        self._applied.rewind(partition, offset)
+        cast("BatchConsumer", app.consumer).rewind(self._log, partition, offset + 1)
+        self._telemetry.rewinds.inc()
+
+    def _on_assigned(self, model: SlateModel, partitions: set[TP]) -> None:
+        """Take note of an assignment; the first one makes the worker ready."""
         self._telemetry.rebalances.inc()
         self._telemetry.partitions.set(len(partitions))
         assignment = sorted((tp.topic, tp.partition) for tp in partitions)
         logger.info("event=assigned partitions=%s", assignment)
         if not self._ready:
             self._ready = True
-            name = context.serving.name
-            self._announce({"event": "ready", "model": name.name, "version": name.version, "partitions": assignment})
+            self._announce({"event": "ready", "model": model.name, "version": model.version, "partitions": assignment})
+
+    async def _watch_store(self, rows: RedisStore, rewind: Callable[[int, int], None]) -> None:
+        """Notice a Redis that came back empty or older also while no interaction comes."""
+        while True:
+            await asyncio.sleep(STORE_WATCH_S)
+            known = dict(self._applied.offsets)  # before asking: what is applied meanwhile is in the answer
+            try:
+                stored = await rows.progress(list(known))
+            except StoreUnavailableError:
+                continue
+            for (partition, offset), applied_offset in zip(known.items(), stored, strict=True):
+                if applied_offset < min(offset, self._applied.offsets.get(partition, -1)):
+                    logger.warning(
+                        "event=store_behind partition=%s offset=%s has=%s", partition, offset, applied_offset
+                    )
+                    rewind(partition, applied_offset)
 
     async def _watch_join(self) -> None:
         """End a worker that does not join: Faust logs a fatal join error once and then idles for ever."""

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from stream_app.pipeline import UserStore
-from stream_app.state import RowUpdate, UserRow
+from stream_app.state import Progress, RowUpdate, UserRow
 
 
 class CachedStore:
@@ -34,10 +34,10 @@ class CachedStore:
             self._evict()
         return rows
 
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
         """Write through; a user whose update was refused leaves the cache, for somebody else is ahead."""
         generation = self._generation
-        written = await self._store.save(updates)
+        written = await self._store.save(updates, progress)
         for update, allowed in zip(updates, written, strict=True):
             if not allowed:
                 self._rows.pop(update.user_id, None)

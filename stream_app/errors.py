@@ -4,6 +4,8 @@ RerankError
   x SettingsError     the process must not start
   x TransientError    retry with backoff, then stop the worker; the batch stays unacked
     x StoreUnavailableError
+    x StoreBehindError    Redis lost interactions that were applied: read them again
+    x EpochError          the log's partition count changed: only a restarted worker may go on
     x PublishError
     x ModelError          the model raised: lists fall back, interactions wait
   x PoisonError       dead-letter the record and go on
@@ -28,6 +30,26 @@ class TransientError(RerankError):
 
 class StoreUnavailableError(TransientError):
     """Redis did not answer in time, or answered that it cannot serve."""
+
+
+class StoreBehindError(TransientError):
+    """Redis has applied less of a partition than we know it had: it came back empty, or older.
+
+    Nothing was written. The remedy is automatic: the interactions after `applied_offset` are read again.
+    """
+
+    def __init__(self, partition: int, applied_offset: int) -> None:
+        """Say which partition, and up to which offset (-1: nothing) Redis still has it."""
+        super().__init__(
+            f"Redis has partition {partition} of interactions only up to offset {applied_offset}; nothing was written; "
+            "what it lost is read again"
+        )
+        self.partition = partition
+        self.applied_offset = applied_offset
+
+
+class EpochError(TransientError):
+    """The topic epoch that this worker writes in is over; nothing was written."""
 
 
 class PublishError(TransientError):

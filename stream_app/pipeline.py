@@ -27,6 +27,7 @@ from stream_app.state import (
     FloatArray,
     FoldCounts,
     PositionedInteraction,
+    Progress,
     RowUpdate,
     UserModel,
     UserRow,
@@ -68,8 +69,13 @@ class UserStore(Protocol):
         """Return the row of each user, a cold one where there is none; raise StoreUnavailableError."""
         ...
 
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
-        """Write the updates that the fence allows; return which were written; raise StoreUnavailableError."""
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
+        """Write the updates that the fence allows; return which were written.
+
+        Raises:
+            StoreUnavailableError: the store did not answer; it may have written.
+            StoreBehindError: the store lost what was applied before; nothing was written.
+        """
         ...
 
 
@@ -133,6 +139,7 @@ class AppliedOffsets:
     """
 
     offsets: dict[int, int] = field(default_factory=dict)
+    lost_offsets: dict[int, int] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def advance(self, partition: int, offset: int) -> None:
@@ -140,9 +147,25 @@ class AppliedOffsets:
         self.offsets[partition] = max(offset, self.offsets.get(partition, -1))
         self.changed.set()
 
+    def progress(self, records: Sequence[Record]) -> list[Progress]:
+        """Return how far `records`, in log order, bring their partitions."""
+        last = {record.partition: record.offset for record in records}
+        return [Progress(partition, self.offsets.get(partition, -1), offset) for partition, offset in last.items()]
+
+    def rewind(self, partition: int, offset: int) -> None:
+        """Take note that the store lost everything after `offset`: until it is back, slates are degraded."""
+        lost = max(self.offsets.get(partition, -1), self.lost_offsets.get(partition, -1))
+        self.lost_offsets[partition] = lost
+        self.offsets[partition] = offset
+
+    def degraded(self, partition: int) -> bool:
+        """Tell whether interactions of the partition that were applied once are being applied again."""
+        return self.offsets.get(partition, -1) < self.lost_offsets.get(partition, -1)
+
     def drop(self) -> None:
         """Forget everything: after a rebalance somebody else may apply."""
         self.offsets.clear()
+        self.lost_offsets.clear()
 
     def reached(self, after: After, row: UserRow | None) -> bool:
         """Tell whether a slate made now reflects the interaction at `after`."""
@@ -228,11 +251,16 @@ async def apply_interactions(
     epoch: int,
     limits: Limits,
     future_tolerance_ms: int,
+    progress: Sequence[Progress] = (),
 ) -> Applied:
     """Fold a micro-batch of interactions into the rows of their users.
 
+    Args:
+        progress: how far the records bring each partition; () where no log is followed.
+
     Raises:
         StoreUnavailableError: nothing may be acked; the same call again is harmless.
+        StoreBehindError: the store lost interactions before these; they must be read again first.
         ModelError: the model cannot advance; nothing may be acked.
     """
     interactions, dead_letters = decode_interactions(records, epoch=epoch, limits=limits)
@@ -254,7 +282,7 @@ async def apply_interactions(
             return advanced.updates, advanced.counts
 
         updates, folded = fold(interactions)
-        written = await store.save(updates)
+        written = await store.save(updates, progress)
         refused = {update.user_id for update, ok in zip(updates, written, strict=True) if not ok}
         counts.add(folded)
         if not refused:
@@ -356,6 +384,7 @@ class Ranker:
                 row=row,
                 cold_items=int(batch.cold_items[b]),
                 model=serving.name,
+                degraded=self._applied.degraded(request.record.partition),
                 timing_ms=_timing(request, started_ms, loaded_ms, scored_ms),
                 explanations=explain(request.request, selection, cold_scores[b]) if request.request.explain else None,
             )

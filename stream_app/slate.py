@@ -15,6 +15,7 @@ LOWEST_SCORE = float(np.finfo(np.float32).min)
 COLD_USER = "cold_user"
 COLD_ITEMS = "cold_items"
 NONFINITE_SCORE = "nonfinite_score"
+DEGRADED = "degraded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,12 @@ def ranked_slate(
     *,
     row: UserRow,
     cold_items: int,
+    degraded: bool,
     model: SlateModel,
     timing_ms: SlateTiming,
     explanations: list[Explanation] | None,
 ) -> Slate:
-    """Return the slate of a scored list."""
+    """Return the slate of a scored list; `degraded`: the user's row is being rebuilt and may lack interactions."""
     positions = selection.positions.tolist()
     item_ids = request.item_ids
     reasons = [
@@ -84,6 +86,7 @@ def ranked_slate(
             (COLD_USER, row.events == 0),
             (COLD_ITEMS, cold_items > 0),
             (NONFINITE_SCORE, selection.nonfinite),
+            (DEGRADED, degraded),
         )
         if holds
     ]

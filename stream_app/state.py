@@ -80,6 +80,18 @@ def may_replace(stored: Fence | None, update: RowUpdate) -> bool:
     return update.base.covers(stored) and not stored.covers(update.row.fence)
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far a save brings a partition of the log: to `offset`, if the store is at `base` or beyond.
+
+    The store keeps the furthest offset beside the rows and refuses to write past a hole, so a store that comes
+    back empty or older than it was is noticed by the first save, before a row is folded from nothing.
+    """
+
+    partition: int
+    base: int
+    offset: int
+
+
 class PositionedInteraction(msgspec.Struct, frozen=True):
     """An interaction with its place in the log; `interaction` None forgets the user."""
 
@@ -300,6 +312,11 @@ class ForeignRowError(RowError):
 def fence_text(fence: Fence) -> bytes:
     """Return the fence as the 32 digits that the save script compares."""
     return b"%06d%06d%020d" % (fence.epoch, fence.partition, fence.offset + 1)
+
+
+def offset_text(offset: int) -> bytes:
+    """Return the offset of progress as the 20 digits that the save script compares."""
+    return b"%020d" % (offset + 1)
 
 
 def fence_of(data: bytes) -> Fence:

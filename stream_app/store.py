@@ -16,10 +16,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
-from stream_app.errors import StoreUnavailableError
+from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
 from stream_app.settings import RedisSettings
 from stream_app.state import (
     ForeignRowError,
+    Progress,
     RowError,
     RowUpdate,
     UserRow,
@@ -27,6 +28,7 @@ from stream_app.state import (
     fence_of,
     fence_text,
     may_replace,
+    offset_text,
     pack_row,
     unpack_row,
 )
@@ -36,36 +38,50 @@ BUCKETS = 256
 # Lua's unpack() holds about 8,000 values on its stack; one call stays far below.
 KEYS_PER_CALL = 1_000
 
-# One call a micro-batch: `state.may_replace`, row by row. ARGV holds the base fence and the row of each key.
-# It compares text, digits only, so the server's locale does not matter. Returns 1 where it wrote, 0 where not.
+# One call a micro-batch. A writer of an older epoch gets nothing written and answers {2}. Then the progress of each
+# partition: a store behind its base gets nothing written and answers {0, which, what it has}. Then
+# `state.may_replace`, row by row; the answer is {1, 1 or 0 for each row}. Progress moves when every row was written: a
+# refused one is folded again. Positions are compared as digits in text, so neither 53-bit numbers nor the server's
+# locale matter.
+# KEYS: log, progress of each partition, rows. ARGV: epoch, number of partitions, 1 if this call completes the
+# micro-batch, then base and offset of each partition, then base fence and row of each row.
 SAVE_SCRIPT = """
 local function covers(a, b)
   local a_epoch, b_epoch = string.sub(a, 1, 6), string.sub(b, 1, 6)
   if a_epoch ~= b_epoch then return b_epoch < a_epoch end
   return string.sub(a, 7, 12) == string.sub(b, 7, 12) and string.sub(b, 13, 32) <= string.sub(a, 13, 32)
 end
-local written = {}
-for i, key in ipairs(KEYS) do
-  local base, row = ARGV[2 * i - 1], ARGV[2 * i]
-  local stored = redis.call('GETRANGE', key, 0, 31)
-  if #stored < 32 or (covers(base, stored) and not covers(stored, row)) then
-    redis.call('SET', key, row)
-    written[i] = 1
-  else
-    written[i] = 0
-  end
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+if epoch and tonumber(epoch) > tonumber(ARGV[1]) then return {2} end
+if not epoch then redis.call('HSET', KEYS[1], 'epoch', ARGV[1]) end
+local partitions, completes = tonumber(ARGV[2]), ARGV[3] == '1'
+local at = {}
+for p = 1, partitions do
+  at[p] = redis.call('GET', KEYS[p + 1]) or '00000000000000000000'
+  if at[p] < ARGV[2 * p + 2] then return {0, p, at[p]} end
 end
-return written
+local answer = {1}
+for i = partitions + 2, #KEYS do
+  local base, row = ARGV[2 * i], ARGV[2 * i + 1]
+  local stored = redis.call('GETRANGE', KEYS[i], 0, 31)
+  local write = #stored < 32 or (covers(base, stored) and not covers(stored, row))
+  if write then redis.call('SET', KEYS[i], row) else completes = false end
+  answer[#answer + 1] = write and 1 or 0
+end
+for p = 1, partitions do
+  if completes and at[p] < ARGV[2 * p + 3] then redis.call('SET', KEYS[p + 1], ARGV[2 * p + 3]) end
+end
+return answer
 """
 
 # Raises the epoch when the partition count of the log changed: offsets of the old layout mean nothing in the new.
+# ARGV: partition count, and the epoch that the caller has written in so far (0: none).
 EPOCH_SCRIPT = """
 local partitions = redis.call('HGET', KEYS[1], 'partitions')
-if partitions ~= ARGV[1] then
-  redis.call('HSET', KEYS[1], 'partitions', ARGV[1])
-  return redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-end
-return tonumber(redis.call('HGET', KEYS[1], 'epoch'))
+local epoch = math.max(tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0'), tonumber(ARGV[2]), 1)
+if partitions and partitions ~= ARGV[1] then epoch = epoch + 1 end
+redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'epoch', epoch)
+return epoch
 """
 
 
@@ -110,6 +126,7 @@ class MemoryStore:
         """Start empty."""
         self._codec = codec
         self._rows: dict[str, bytes] = {}
+        self._progress: dict[int, int] = {}
         self.quarantine: dict[str, bytes] = {}
 
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
@@ -123,8 +140,15 @@ class MemoryStore:
             rows.append(row)
         return rows
 
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
-        """Write the updates that `state.may_replace` allows; return which were written."""
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
+        """Write the updates that `state.may_replace` allows; return which were written.
+
+        Raises:
+            StoreBehindError: this store has less of a partition than the base of its progress.
+        """
+        for step in progress:
+            if self._progress.get(step.partition, -1) < step.base:
+                raise StoreBehindError(step.partition, self._progress.get(step.partition, -1))
         written = []
         for update in updates:
             stored = self._rows.get(update.user_id)
@@ -132,12 +156,19 @@ class MemoryStore:
             if allowed:
                 self._rows[update.user_id] = self._codec.pack(update.row)
             written.append(allowed)
+        if all(written):
+            for step in progress:
+                self._progress[step.partition] = max(step.offset, self._progress.get(step.partition, -1))
         return written
 
-    async def topic_epoch(self, topic: str, partitions: int) -> int:
-        """Return the epoch of a log that never changes its layout."""
-        del topic, partitions
-        return 1
+    async def progress(self, partitions: Sequence[int]) -> list[int]:
+        """Return the offset up to which each partition is applied, -1 for none."""
+        return [self._progress.get(partition, -1) for partition in partitions]
+
+    def lose_everything(self) -> None:
+        """Become empty, as a Redis that was flushed."""
+        self._rows.clear()
+        self._progress.clear()
 
     def put_bytes(self, user_id: str, data: bytes) -> None:
         """Place bytes as they are, sound or not."""
@@ -155,11 +186,14 @@ class RedisStore:
     raised may still have been written, and repeating it is harmless because of the fence.
     """
 
-    def __init__(self, client: "redis_asyncio.Redis", *, codec: RowCodec, key_prefix: str) -> None:
-        """Use `client`, which the caller closes."""
+    def __init__(self, client: "redis_asyncio.Redis", *, codec: RowCodec, key_prefix: str, log: str) -> None:
+        """Use `client`, which the caller closes; `log` is the topic whose progress is kept beside the rows."""
         self.client = client
+        self._log = log
+        self._epoch = 0
         self._codec = codec
         self._prefix = key_prefix
+        self._log_key = f"{key_prefix}:{{log}}:{log}"
 
     def key(self, user_id: str) -> str:
         """Return the key of a user's row."""
@@ -182,19 +216,55 @@ class RedisStore:
             rows.append(row)
         return rows
 
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
-        """Write the updates that `state.may_replace` allows; return which were written."""
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
+        """Write the updates that `state.may_replace` allows; return which were written.
+
+        Raises:
+            StoreBehindError: Redis has less of a partition than the base of its progress; nothing was written.
+        """
         written: list[bool] = []
-        for start in range(0, len(updates), KEYS_PER_CALL):
+        for start in range(0, max(1, len(updates)), KEYS_PER_CALL):
             chunk = updates[start : start + KEYS_PER_CALL]
-            keys = [self.key(update.user_id) for update in chunk]
-            arguments = [part for update in chunk for part in (fence_text(update.base), self._codec.pack(update.row))]
-            written += [bool(answer) for answer in await self._call(_SAVE, keys, arguments)]
+            completes = start + KEYS_PER_CALL >= len(updates) and all(written)
+            written += await self._save(chunk, progress, completes=completes)
         return written
 
-    async def topic_epoch(self, topic: str, partitions: int) -> int:
-        """Return the epoch of the log, raised by one when its partition count is not the one last seen."""
-        return int(await self._call(_EPOCH, [f"{self._prefix}:{{topic}}:{topic}"], [str(partitions).encode()]))
+    async def _save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress], *, completes: bool) -> list[bool]:
+        keys = [self._log_key, *(self._progress_key(step.partition) for step in progress)]
+        keys += [self.key(update.user_id) for update in updates]
+        arguments = [b"%d" % number for number in (self._epoch, len(progress), completes)]
+        arguments += [offset_text(offset) for step in progress for offset in (step.base, step.offset)]
+        arguments += [part for update in updates for part in (fence_text(update.base), self._codec.pack(update.row))]
+        verdict, *answers = await self._call(_SAVE, keys, arguments)
+        if verdict == _BEHIND:
+            which, applied = answers
+            raise StoreBehindError(progress[which - 1].partition, int(applied) - 1)
+        if verdict == _SUPERSEDED:
+            raise EpochError(
+                f"epoch {self._epoch} of {self._log} is over: another worker saw its partition count change; "
+                "nothing was written; restart this worker"
+            )
+        return [bool(answer) for answer in answers]
+
+    async def progress(self, partitions: Sequence[int]) -> list[int]:
+        """Return the offset up to which each partition is applied, -1 for none."""
+        if not partitions:
+            return []
+        with _unavailable("progress"):
+            answers = await self.client.mget([self._progress_key(partition) for partition in partitions])
+        return [-1 if answer is None else int(answer) - 1 for answer in answers]
+
+    def _progress_key(self, partition: int) -> str:
+        return f"{self._log_key}:{partition}"
+
+    async def enter_epoch(self, partitions: int) -> int:
+        """Return the epoch that this store writes in, raised by one when the log's partition count changed.
+
+        Called again after Redis lost it, it restores the epoch rather than starting over.
+        """
+        arguments = [b"%d" % partitions, b"%d" % self._epoch]
+        self._epoch = int(await self._call(_EPOCH, [self._log_key], arguments))
+        return self._epoch
 
     async def _call(self, script: "_Script", keys: list[str], arguments: list[bytes]) -> Any:
         with _unavailable(script.name):
@@ -219,7 +289,8 @@ class _Script:
 
 
 _SAVE = _Script("save", SAVE_SCRIPT)
-_EPOCH = _Script("topic_epoch", EPOCH_SCRIPT)
+_EPOCH = _Script("enter_epoch", EPOCH_SCRIPT)
+_BEHIND, _SUPERSEDED = 0, 2  # verdicts of the save script
 
 
 @contextmanager

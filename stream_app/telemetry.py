@@ -28,6 +28,9 @@ class Telemetry:
             "rerank_bad_rows_total", "User rows that could not be read.", ["kind"], registry=self.registry
         )
         self.retries = Counter("rerank_retries_total", "Operations tried again.", ["stage"], registry=self.registry)
+        self.rewinds = Counter(
+            "rerank_rewinds_total", "Partitions read again because Redis lost them.", registry=self.registry
+        )
         self.rebalances = Counter("rerank_rebalances_total", "Assignments received.", registry=self.registry)
         self.partitions = Gauge("rerank_partitions_assigned", "Partitions this worker owns.", registry=self.registry)
         self.duration = Histogram(

@@ -39,13 +39,14 @@ class FetchedBatch:
     committed as soon as every earlier batch of the partition is done too.
     """
 
-    __slots__ = ("_unsettled", "partition", "records", "topic")
+    __slots__ = ("_unsettled", "dropped", "partition", "records", "topic")
 
     def __init__(self, records: list[ConsumerRecord]) -> None:
         """Hold at least one record."""
         self.topic: str = records[0].topic
         self.partition: int = records[0].partition
         self.records = records
+        self.dropped = False  # True: these records are read again, an agent that has not begun leaves them alone
         self._unsettled = len(records)
 
     @property
@@ -89,6 +90,7 @@ class BatchConsumer(driver.Consumer):
         self._delivered: dict[TP, deque[FetchedBatch]] = defaultdict(deque)
         self._settled_offset: dict[TP, int] = {}
         self._confirmed_offset: dict[TP, int] = {}
+        self._rewinds: dict[TP, int] = {}
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -102,11 +104,17 @@ class BatchConsumer(driver.Consumer):
         if not self.flow_active:
             await self._seek_back()
             return
+        # What this poll fetched before the seek is of the old position, so a rewound partition sits it out.
+        rewound = await self._seek_rewound()
         for tp, fetched in records.items():
+            if tp in rewound:
+                continue
             if not self.flow_active or self.app.consumer_generation_id != generation_id:
                 return
             if fetched and (active is None or tp in active or tp in self._buffered_partitions):
                 for batch in self._batches(tp, fetched):
+                    if tp in self._rewinds:
+                        break
                     message: Any = self._to_message(tp, batch.records[-1])
                     message.key, message.value = None, batch
                     self._delivered[tp].append(batch)
@@ -121,6 +129,26 @@ class BatchConsumer(driver.Consumer):
         for start in range(0, len(fetched), size):
             yield FetchedBatch(fetched[start : start + size])
 
+    def rewind(self, topic: str, partition: int, offset: int) -> None:
+        """Read a partition again from `offset`, dropping what was delivered of it and is not done.
+
+        Takes effect at the next poll. Affects: commits, which go back with it.
+        """
+        tp = TP(topic, partition)
+        self._forget([tp])
+        self._rewinds[tp] = offset
+
+    async def _seek_rewound(self) -> set[TP]:
+        rewinds, self._rewinds = self._rewinds, {}
+        for tp, offset in rewinds.items():
+            await self._thread.call_thread(self._seek_in_thread, tp, offset)
+            self._read_offset[tp] = offset
+        return set(rewinds)
+
+    async def _seek_in_thread(self, tp: TP, offset: int) -> None:
+        if tp in self._thread.assignment():
+            self._thread.seek(driver.ensure_aiokafka_TP(tp), offset)
+
     async def _seek_back(self) -> None:
         # Records fetched while a rebalance runs are dropped; reading starts again at the committed offsets.
         try:
@@ -132,6 +160,8 @@ class BatchConsumer(driver.Consumer):
         """Start again at the committed offsets; batches delivered before no longer count for commits."""
         self._forget(list(self._delivered))
         await super().perform_seek()
+        transport: Any = self.transport
+        transport.on_start_offsets({tp: offset for tp, offset in self._committed_offset.items() if offset})
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Let the agents finish what they hold, commit it, and forget the rest."""
@@ -140,7 +170,9 @@ class BatchConsumer(driver.Consumer):
 
     def _forget(self, partitions: Any) -> None:
         for tp in partitions:
-            self._delivered.pop(tp, None)
+            for batch in self._delivered.pop(tp, ()):
+                batch.dropped = True
+            self._rewinds.pop(tp, None)
             self._settled_offset.pop(tp, None)
             self._confirmed_offset.pop(tp, None)
 
@@ -175,23 +207,23 @@ class BatchConsumer(driver.Consumer):
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """Ignore gaps: batches know their own offsets."""
 
-    def committed_offsets(self) -> dict[TP, int]:
-        """Return the next offset of each partition at which reading started, where something was committed."""
-        return {tp: offset for tp, offset in self._committed_offset.items() if offset}
-
-    @property
-    def settled(self) -> bool:
-        """Tell whether every delivered batch is done."""
-        return all(batch.done for batches in self._delivered.values() for batch in batches)
-
 
 class BatchTransport(driver.Transport):
     """The transport an app uses in place of Faust's own."""
 
     Consumer = BatchConsumer
 
-    def __init__(self, *args: Any, fetch_max_wait_ms: int, max_batch_records: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        fetch_max_wait_ms: int,
+        max_batch_records: int,
+        on_start_offsets: Callable[[Mapping[TP, int]], None],
+        **kwargs: Any,
+    ) -> None:
+        """Call `on_start_offsets` before reading starts, with the committed offsets where there are any."""
         super().__init__(*args, **kwargs)
+        self.on_start_offsets = on_start_offsets
         self.fetch_max_wait_ms = fetch_max_wait_ms
         self.max_batch_records = max_batch_records
 

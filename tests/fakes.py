@@ -12,7 +12,7 @@ from schemas.records import CandidateList, Interaction, SlateModel
 from stream_app.errors import ModelError, PublishError, StoreUnavailableError
 from stream_app.features import FeatureBatch, ItemArena
 from stream_app.pipeline import OutputRecord, Serving, UserStore
-from stream_app.state import FloatArray, IntArray, RowUpdate, UserRow
+from stream_app.state import FloatArray, IntArray, Progress, RowUpdate, UserRow
 from stream_app.store import MemoryStore, RowCodec
 from stream_app.telemetry import Telemetry
 from stream_app.transport import FetchedBatch
@@ -100,11 +100,11 @@ class FailingStore:
             raise StoreUnavailableError("fake: load; nothing was acked")
         return await self.store.load(user_ids)
 
-    async def save(self, updates: Sequence[RowUpdate]) -> list[bool]:
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
         if self.failing_saves > 0:
             self.failing_saves -= 1
             raise StoreUnavailableError("fake: save; nothing was acked")
-        written = await self.store.save(updates)
+        written = await self.store.save(updates, progress)
         if self.lost_replies > 0:
             self.lost_replies -= 1
             raise StoreUnavailableError("fake: reply lost; nothing was acked")

@@ -13,10 +13,10 @@ from pydantic import SecretStr
 from deploy.local.redis import RedisServer
 from schemas.limits import Limits
 from stream_app.cache import CachedStore
-from stream_app.errors import StoreUnavailableError
+from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
 from stream_app.pipeline import UserStore, apply_interactions
 from stream_app.settings import RedisSettings
-from stream_app.state import Fence, RowUpdate, UserRow, cold_row, fence_of, pack_row
+from stream_app.state import Fence, Progress, RowUpdate, UserRow, cold_row, fence_of, pack_row
 from stream_app.store import MemoryStore, RedisStore, RowCodec, connect
 from stream_app.telemetry import Telemetry
 from tests.builders import interaction
@@ -54,9 +54,9 @@ def store(backend: MemoryStore | RedisStore, request: pytest.FixtureRequest) -> 
     return CachedStore(backend, max_users=100 if request.param == "cached" else 1)
 
 
-def redis_store(client: object) -> RedisStore:
+def redis_store(client: object, prefix: str | None = None) -> RedisStore:
     codec = RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry())
-    return RedisStore(client, codec=codec, key_prefix=f"t-{uuid.uuid4().hex}")  # type: ignore[arg-type]
+    return RedisStore(client, codec=codec, key_prefix=prefix or f"t-{uuid.uuid4().hex}", log="interactions")  # type: ignore[arg-type]
 
 
 def row(offset: int, *, partition: int = 0, epoch: int = 1) -> UserRow:
@@ -128,8 +128,9 @@ async def test_one_refused_row_does_not_stop_its_neighbours(store: UserStore) ->
 
 async def test_more_rows_than_one_call_may_carry_are_saved(backend: MemoryStore | RedisStore) -> None:
     ids = [f"u-{n}" for n in range(2_500)]
-    written = await backend.save([update(n, user_id=user_id) for n, user_id in enumerate(ids)])
-    assert written == [True] * len(ids)
+    updates = [update(n, user_id=user_id) for n, user_id in enumerate(ids)]
+    assert await backend.save(updates, [Progress(0, -1, 2_499)]) == [True] * len(ids)
+    assert await backend.progress([0]) == [2_499]
     assert [loaded.events for loaded in await backend.load(ids)] == list(range(len(ids)))
 
 
@@ -146,12 +147,76 @@ async def test_a_row_of_another_model_loses_its_vector_and_keeps_its_fence(backe
     assert await backend.save([update(10, base=Fence(1, 0, 9))]) == [True]
 
 
-async def test_the_epoch_rises_when_the_partition_count_changes(backend: MemoryStore | RedisStore) -> None:
-    if isinstance(backend, MemoryStore):
-        assert await backend.topic_epoch("interactions", 4) == 1
-        return
-    assert [await backend.topic_epoch("interactions", count) for count in (4, 4, 8, 8, 4)] == [1, 1, 2, 2, 3]
-    assert await backend.topic_epoch("other", 4) == 1
+@pytest.mark.integration
+async def test_the_epoch_rises_when_the_partition_count_changes(redis_server: RedisServer) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    prefix = f"t-{uuid.uuid4().hex}"
+    epochs = [await redis_store(client, prefix).enter_epoch(count) for count in (4, 4, 8, 8, 4)]
+    assert epochs == [1, 1, 2, 2, 3]
+    await client.aclose()
+
+
+@pytest.mark.integration
+async def test_a_writer_of_an_older_epoch_is_told_so_and_writes_nothing(redis_server: RedisServer) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    prefix = f"t-{uuid.uuid4().hex}"
+    old, new = redis_store(client, prefix), redis_store(client, prefix)
+    await old.enter_epoch(4)
+    await new.enter_epoch(8)
+    with pytest.raises(EpochError, match="restart this worker"):
+        await old.save([update(1)])
+    assert await new.load(["u-1"]) == [cold_row(STATE_SIZE)]
+    await client.aclose()
+
+
+@pytest.mark.integration
+async def test_a_flushed_redis_gets_its_epoch_back_from_the_next_save(redis_server: RedisServer) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    prefix = f"t-{uuid.uuid4().hex}"
+    backend = redis_store(client, prefix)
+    await backend.enter_epoch(4)
+    assert await backend.enter_epoch(8) == 2
+    await client.flushdb()
+    await backend.save([update(1, epoch=2)])
+    assert await redis_store(client, prefix).enter_epoch(8) == 2
+    await client.aclose()
+
+
+async def test_progress_moves_with_the_rows(store: UserStore, backend: MemoryStore | RedisStore) -> None:
+    assert await backend.progress([0, 1]) == [-1, -1]
+    await store.save([update(5)], [Progress(0, -1, 5), Progress(1, -1, 9)])
+    await store.save([], [Progress(0, 5, 7)])
+    assert await backend.progress([0, 1]) == [7, 9]
+
+
+async def test_progress_never_goes_back(store: UserStore, backend: MemoryStore | RedisStore) -> None:
+    await store.save([], [Progress(0, -1, 7)])
+    await store.save([], [Progress(0, 2, 4)])
+    assert await backend.progress([0]) == [7]
+
+
+async def test_progress_waits_for_a_refused_row(store: UserStore, backend: MemoryStore | RedisStore) -> None:
+    await store.save([update(5)], [Progress(0, -1, 5)])
+    assert await store.save([update(7, base=Fence(1, 0, 3))], [Progress(0, 5, 7)]) == [False]
+    assert await backend.progress([0]) == [5]
+
+
+async def test_a_store_that_lost_rows_refuses_to_write_past_the_hole(
+    store: UserStore, backend: MemoryStore | RedisStore
+) -> None:
+    await store.save([update(5)], [Progress(0, -1, 5)])
+    with pytest.raises(StoreBehindError) as caught:
+        await store.save([update(9, user_id="u-2")], [Progress(0, 8, 9)])
+    assert (caught.value.partition, caught.value.applied_offset) == (0, 5)
+    assert await backend.load(["u-1", "u-2"]) == [row(5), cold_row(STATE_SIZE)]
+    assert await backend.progress([0]) == [5]
+
+
+async def test_a_retry_after_a_lost_reply_passes_its_own_progress(store: UserStore) -> None:
+    progress = [Progress(0, -1, 5)]
+    await store.save([update(5)], progress)
+    assert await store.save([update(5)], progress) == [False]
+    assert await store.save([], progress) == []
 
 
 async def test_a_dropped_cache_reads_the_store_again(backend: MemoryStore | RedisStore) -> None:

@@ -45,6 +45,7 @@ class Bench:
     telemetry: Telemetry = field(default_factory=Telemetry)
     stream: FakeStream = field(default_factory=FakeStream)
     failures: list[Exception] = field(default_factory=list)
+    rewinds: list[tuple[int, int]] = field(default_factory=list)
     max_output_bytes: int = 4 * 1_048_576
 
     def context(self) -> AgentContext:
@@ -62,6 +63,7 @@ class Bench:
             reranked_topic="reranked",
             dead_letter_topics=TOPICS,
             max_output_bytes=self.max_output_bytes,
+            rewind=lambda partition, offset: self.rewinds.append((partition, offset)),
             fail=self.failures.append,
         )
 
@@ -187,6 +189,44 @@ async def test_a_save_whose_reply_was_lost_is_not_applied_twice() -> None:
     await bench.interactions()
     [row] = await store.load(["u-1"])
     assert row.events == 2
+
+
+async def test_a_store_that_lost_interactions_has_them_read_again_before_anything_is_written() -> None:
+    store = memory_store()
+    bench = Bench(store=store)
+    bench.stream.put(click(0), click(1))
+    await bench.interactions()
+    store.lose_everything()
+    bench.stream = FakeStream()
+    batch = bench.stream.put(click(2))
+    await bench.interactions()
+    assert bench.rewinds == [(0, -1)]
+    assert not batch.done
+    assert store.dump() == {}
+
+
+async def test_while_lost_interactions_are_read_again_slates_are_degraded() -> None:
+    bench = Bench()
+    bench.applied.advance(0, 1)
+    bench.applied.rewind(0, -1)
+    bench.stream.put(request(request_id="before"))
+    await bench.lists()
+    bench.stream = FakeStream()
+    bench.stream.put(click(0), click(1))
+    await bench.interactions()
+    bench.stream = FakeStream()
+    bench.stream.put(request(request_id="after"))
+    await bench.lists()
+    assert [slate.reasons for slate in bench.slates()] == [["cold_user", "degraded"], []]
+
+
+async def test_a_dropped_batch_is_left_alone() -> None:
+    bench = Bench()
+    batch = bench.stream.put(click(0))
+    batch.dropped = True
+    await bench.interactions()
+    assert not batch.done
+    assert [row.events for row in await bench.store.load(["u-1"])] == [0]
 
 
 async def test_asked_to_stop_while_redis_is_away_nothing_is_settled() -> None:
