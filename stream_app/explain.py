@@ -1,5 +1,7 @@
 """Explain: what the user's own behaviour did to each item's score. Pure: no I/O, no clock."""
 
+import math
+
 from schemas.records import CandidateList, Explanation
 from stream_app.slate import LOWEST_SCORE, Selection
 from stream_app.state import FloatArray
@@ -16,7 +18,9 @@ def explain(request: CandidateList, selection: Selection, cold_scores: FloatArra
     for place, (position, score) in enumerate(
         zip(selection.positions.tolist(), selection.scores.tolist(), strict=True)
     ):
-        cold_score = max(float(cold_scores[position]), LOWEST_SCORE)
+        cold_score = float(cold_scores[position])
+        if not math.isfinite(cold_score):  # JSON cannot carry it
+            cold_score = LOWEST_SCORE
         explanations.append(
             Explanation(
                 item_id=request.item_ids[position],
