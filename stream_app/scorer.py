@@ -81,7 +81,7 @@ class TorchScriptModel:
             with torch.inference_mode():
                 result = method(*map(_tensor, arrays))
             return np.asarray(result.numpy(), dtype=np.float32)
-        except (RuntimeError, TypeError, AttributeError) as error:
+        except (RuntimeError, torch.jit.Error, TypeError, AttributeError) as error:
             raise ModelError(f"the model raised {type(error).__name__}: {str(error)[-300:]}") from error
 
 

@@ -1,0 +1,70 @@
+"""Settings come from the environment, once; a wrong one is refused with its name, value and expectation."""
+
+import os
+
+import pytest
+
+from schemas.limits import Limits
+from stream_app.errors import SettingsError
+from stream_app.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def no_settings_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("RERANK_")]:
+        monkeypatch.delenv(name)
+
+
+def test_without_an_environment_the_defaults_hold() -> None:
+    settings = load_settings()
+    assert settings.kafka.bootstrap_servers == "127.0.0.1:9092"
+    assert settings.topic_prefix == ""
+    assert settings.limits() == Limits()
+
+
+def test_nested_names_use_two_underscores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_KAFKA__BOOTSTRAP_SERVERS", "k:1")
+    monkeypatch.setenv("RERANK_GROUP_ID", "g")
+    monkeypatch.setenv("RERANK_MAX_CANDIDATES", "7")
+    settings = load_settings()
+    assert (settings.kafka.bootstrap_servers, settings.group_id) == ("k:1", "g")
+    assert settings.limits().max_candidates == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RERANK_KAFKA__FETCH_MAX_WAIT_MS", "soon"),
+        ("RERANK_MICRO_BATCH_LISTS", "0"),
+        ("RERANK_TOPIC_PREFIX", "a b"),
+        ("RERANK_KAFKA__IDEMPOTENCE", "maybe"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_variable_and_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"{name}={value!r}: ")
+    assert str(caught.value).endswith(f"; the process does not start; correct or unset {name}")
+
+
+def test_a_misspelt_nested_name_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_REDIS__PASSWROD", "canary")
+    with pytest.raises(SettingsError, match="RERANK_REDIS__PASSWROD: no such setting") as caught:
+        load_settings()
+    assert "canary" not in str(caught.value)
+
+
+def test_the_redis_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_REDIS__URL", "redis://:canary@h:1/0")
+    settings = load_settings()
+    assert "canary" not in repr(settings)
+    assert "canary" not in settings.model_dump_json()
+    assert settings.redis.url.get_secret_value() == "redis://:canary@h:1/0"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().group_id = "other"  # type: ignore[misc]
