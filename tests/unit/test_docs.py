@@ -123,7 +123,7 @@ def test_the_table_of_dead_letter_headers_has_every_header() -> None:
 def test_the_table_of_reasons_has_every_reason() -> None:
     table = section(page("docs/feed-services.md"), "### Reasons")
     ours = (pipeline.STALE, pipeline.DEADLINE, pipeline.STORE_UNAVAILABLE, pipeline.MODEL_ERROR)
-    theirs = (pipeline.MODEL_NONFINITE, slate.COLD_USER, slate.COLD_ITEMS, slate.NONFINITE_SCORE)
+    theirs = (pipeline.MODEL_NONFINITE, slate.COLD_USER, slate.COLD_ITEMS, slate.DEGRADED, slate.NONFINITE_SCORE)
     assert set(first_cells(table)) == {*ours, *theirs}
 
 
