@@ -67,4 +67,4 @@ def test_the_redis_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings().group_id = "other"  # type: ignore[misc]
+        Settings().group_id = "other"
