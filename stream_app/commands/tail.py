@@ -52,6 +52,7 @@ async def _tail(
     should_stop, shown, idle_s = stop_on_signals(), 0, 0.0
     key = None if user is None else user.encode()
     async with reading(settings, [topic], start) as consumer:
+        typer.echo(f"tailing {settings.topic_prefix}{topic}; Ctrl-C ends", err=True)
         while not should_stop() and (until_idle_s is None or idle_s < until_idle_s):
             polled = await consumer.getmany(timeout_ms=POLL_MS)
             idle_s = 0.0 if polled else idle_s + POLL_MS / 1000.0
