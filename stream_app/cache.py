@@ -22,12 +22,14 @@ class CachedStore:
 
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
         """Return rows from the cache, and the missing ones from the store in one trip."""
-        missing = [user_id for user_id in user_ids if user_id not in self._rows]
+        known = {user_id: self._rows.get(user_id) for user_id in user_ids}
+        missing = [user_id for user_id, row in known.items() if row is None]
         if not missing:
             return [self._rows[user_id] for user_id in user_ids]
         generation = self._generation
         loaded = dict(zip(missing, await self._store.load(missing), strict=True))
-        rows = [self._rows.get(user_id) or loaded[user_id] for user_id in user_ids]
+        # Meanwhile a save may have moved on a user we know or miss, or evicted him: the newest row wins.
+        rows = [self._rows.get(user_id) or known[user_id] or loaded[user_id] for user_id in user_ids]
         if generation == self._generation:
             for user_id, row in loaded.items():
                 self._rows.setdefault(user_id, row)

@@ -3,6 +3,7 @@
 The only module of the worker that imports torch.
 """
 
+import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -111,10 +112,15 @@ def load_artefact(directory: Path) -> Artefact:
     arena = _load_items(directory, manifest)
     model = TorchScriptModel(_load_module(directory / manifests.MODEL_FILE))
     _check_golden(directory / manifests.GOLDEN_FILE, manifest, model)
-    space = int(manifest.files[manifests.MODEL_FILE][:16], 16)
-    artefact = Artefact(manifest=manifest, model=model, arena=arena, space=space)
+    artefact = Artefact(manifest=manifest, model=model, arena=arena, space=_space(manifest))
     _warm_up(artefact)
     return artefact
+
+
+def _space(manifest: Manifest) -> int:
+    """Return 64 bits that name what a state vector means: the module and the item vectors it was moved by."""
+    parts = manifest.files[manifests.MODEL_FILE] + manifest.files[manifests.ITEM_VECTORS_FILE]
+    return int(hashlib.sha256(parts.encode()).hexdigest()[:16], 16)
 
 
 def _load_module(path: Path) -> Any:

@@ -195,10 +195,10 @@ class RedisStore:
         self._prefix = key_prefix
         self._log_key = f"{key_prefix}:{{log}}:{log}"
 
-    def key(self, user_id: str) -> str:
-        """Return the key of a user's row."""
+    def key(self, user_id: str, kind: str = "u") -> str:
+        """Return the key of a user's row; kind "bad": of bytes that were set aside."""
         bucket = zlib.crc32(user_id.encode()) % BUCKETS
-        return f"{self._prefix}:{{b{bucket:02x}}}:u:{user_id}"
+        return f"{self._prefix}:{{b{bucket:02x}}}:{kind}:{user_id}"
 
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
         """Return the row of each user, a cold one where there is none; corrupt bytes are set aside."""
@@ -208,10 +208,10 @@ class RedisStore:
         with _unavailable("load"):
             answers = await self.client.mget(keys)
         rows = []
-        for key, data in zip(keys, answers, strict=True):
+        for user_id, data in zip(user_ids, answers, strict=True):
             row = self._codec.unpack(data if isinstance(data, bytes) else None)
             if row is None:
-                await self._quarantine(key)
+                await self._set_aside(user_id)
                 row = self._codec.cold()
             rows.append(row)
         return rows
@@ -273,9 +273,9 @@ class RedisStore:
             except NoScriptError:
                 return await self.client.eval(script.text, len(keys), *keys, *arguments)
 
-    async def _quarantine(self, key: str) -> None:
+    async def _set_aside(self, user_id: str) -> None:
         with _unavailable("quarantine"):
-            await self.client.rename(key, f"{key}:bad")
+            await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
 
 
 @dataclass(frozen=True, slots=True)

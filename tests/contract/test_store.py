@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -227,6 +227,29 @@ async def test_a_dropped_cache_reads_the_store_again(backend: MemoryStore | Redi
     assert await theirs.load(["u-1"]) == [row(1)]
     theirs.drop()
     assert await theirs.load(["u-1"]) == [row(2)]
+
+
+async def test_a_user_evicted_while_another_is_loaded_is_still_answered(backend: MemoryStore | RedisStore) -> None:
+    overtaken = Overtaken(backend)
+    cache = CachedStore(overtaken, max_users=10)
+    overtaken.happens = cache.drop
+    await cache.save([update(1, user_id="a")])
+    assert await cache.load(["a", "b"]) == [row(1), cold_row(STATE_SIZE)]
+
+
+class Overtaken:
+    """A store during whose loads something happens."""
+
+    def __init__(self, store: UserStore) -> None:
+        self._store = store
+        self.happens: Callable[[], None] = lambda: None
+
+    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
+        self.happens()
+        return await self._store.load(user_ids)
+
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
+        return await self._store.save(updates, progress)
 
 
 async def test_a_refused_save_evicts_the_stale_row(backend: MemoryStore | RedisStore) -> None:
