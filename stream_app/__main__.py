@@ -6,6 +6,7 @@ from stream_app.commands import schema, topics
 from stream_app.commands.demo import demo
 from stream_app.commands.doctor import doctor
 from stream_app.commands.local import up
+from stream_app.commands.model import evaluate, train
 from stream_app.commands.produce import produce, validate
 from stream_app.commands.record import record
 from stream_app.commands.replay import replay
@@ -23,6 +24,8 @@ app.command()(worker)
 app.command()(doctor)
 app.command()(up)
 app.command()(demo)
+app.command()(train)
+app.command()(evaluate)
 app.command()(replay)
 app.command()(record)
 app.command()(produce)
