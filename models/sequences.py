@@ -31,15 +31,15 @@ class Chunks:
     wanted: Tensor  # (n, T) bool, targets of `softmax`
     labelled: Tensor  # (n, T) bool, targets of `mse`
 
-    def seen(self, rows: int) -> Tensor:
-        """Return which table rows stand earlier in the chunk than each target, but for its own: (n, T, rows)."""
-        count, length = self.items.shape
-        targets = self.target_items.shape[1]
-        place = torch.where(self.present > 0, torch.arange(length).expand(count, length), length)
-        first = torch.full((count, rows), length).scatter_reduce(1, self.items, place, "amin")  # (n, rows)
-        first[:, 0] = length  # row 0 is many items
-        earlier = first.unsqueeze(1) < torch.arange(length - targets, length).view(1, targets, 1)
-        return earlier.scatter(2, self.target_items.unsqueeze(2), False)
+    def seen(self, targets: Tensor) -> Tensor:
+        """Return the table rows that stand earlier in the chunk than each chosen target, 0 for none: (P, L).
+
+        `targets` (n, T) bool chooses them.
+        """
+        length = self.items.shape[1]
+        chunk, place = targets.nonzero(as_tuple=True)  # (P,), (P,)
+        earlier = torch.arange(length) < (place + length - targets.shape[1]).unsqueeze(1)  # (P, L)
+        return self.items[chunk] * earlier  # padding has row 0 already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

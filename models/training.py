@@ -156,7 +156,7 @@ class Trainee(nn.Module):
             return self._sampled_loss(users, rows, sampled)
         logits = self.network.match_all(users, self.outputs) + self.bias  # (P, rows)
         if self.spare_seen:
-            logits = logits.masked_fill(chunks.seen(len(self.bias))[wanted], -math.inf)
+            _spare(logits, chunks.seen(wanted), rows)
         return functional.cross_entropy(logits, rows)
 
     def _sampled(self, generator: torch.Generator) -> Tensor | None:
@@ -236,6 +236,17 @@ def _fit(trainee: Trainee, rows: TrainingRows, recipe: Recipe, on_step: Callable
 def _batches(chunk_count: int, recipe: Recipe, generator: torch.Generator) -> Iterator[Tensor]:
     for _ in range(recipe.epochs):
         yield from torch.split(torch.randperm(chunk_count, generator=generator), recipe.chunks_a_step)
+
+
+@torch.no_grad()
+def _spare(logits: Tensor, seen: Tensor, rows: Tensor) -> None:
+    """Take the seen table rows (P, L) out of the softmax over logits (P, rows), in place; the target and row 0 stay.
+
+    Autograd need not know: a logit of -inf has probability 0, so its gradient is 0 anyway.
+    """
+    kept = torch.stack((torch.zeros_like(rows), rows), dim=1)  # (P, 2): row 0 is many items
+    values = logits.gather(1, kept)
+    logits.scatter_(1, seen, -math.inf).scatter_(1, kept, values)
 
 
 def _decays(keep: Tensor, length: int, targets: int) -> Tensor:

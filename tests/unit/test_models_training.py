@@ -163,3 +163,18 @@ def test_synthetic_logs_are_written_alike(tmp_path: Path) -> None:
     first, again = small_log(tmp_path, interactions=200), small_log(tmp_path, interactions=200)
     assert first.event_ids == again.event_ids
     assert first.items.tolist() == again.items.tolist()
+
+
+def test_what_a_user_has_met_is_spared_but_for_the_target() -> None:
+    log = rating_log([("u", item_id, 5.0, n) for n, item_id in enumerate("abcab")])
+    rows = TrainingRows.of(log, len(log), kind_names(log))
+    chunks = rows.chunks(torch.tensor([0]))
+    seen = [sorted(set(row.tolist()) - {0}) for row in chunks.seen(chunks.wanted)]
+    assert seen == [[], [1], [1, 2], [1, 2], [1, 2]]
+
+
+def test_sparing_is_for_logs_without_repeats() -> None:
+    once = rating_log([("u", f"i{n}", 5.0, n) for n in range(5)])
+    twice = rating_log([("u", f"i{n % 2}", 5.0, n) for n in range(5)])
+    shares = [TrainingRows.of(log, 5, kind_names(log)).repeat_share for log in (once, twice)]
+    assert shares == pytest.approx([0.0, 0.6])
