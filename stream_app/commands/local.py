@@ -26,7 +26,8 @@ def up(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object instead of export lines.")] = False,
 ) -> None:
     """Start what is missing of broker and Redis, create the topics, print the settings; Ctrl-C stops all."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory(prefix="rerank-") as temporary:
         try:
             _serve(directory or Path(temporary), partitions, json_output=json_output)
