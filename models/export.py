@@ -3,9 +3,11 @@
 The only module of `models` that touches `torch.jit`.
 """
 
+import io
 import json
 import shutil
 import uuid
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +59,7 @@ def write_artefact(
     staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     staging.mkdir(parents=True)
     try:
-        scripted.save(str(staging / manifests.MODEL_FILE))
+        save_scripted(scripted, staging / manifests.MODEL_FILE)
         np.save(staging / manifests.ITEM_VECTORS_FILE, item_vectors, allow_pickle=False)
         (staging / manifests.ITEM_IDS_FILE).write_bytes("".join(f"{item_id}\n" for item_id in item_ids).encode())
         (staging / manifests.GOLDEN_FILE).write_text(json.dumps(golden, allow_nan=False) + "\n")
@@ -76,6 +78,16 @@ def script(network: Network) -> torch.jit.ScriptModule:
     """
     scripted: torch.jit.ScriptModule = torch.jit.script(network.eval())
     return scripted
+
+
+def save_scripted(scripted: torch.jit.ScriptModule, path: Path) -> None:
+    """Save a module without its debug records, whose source paths would make every checkout's bytes differ."""
+    whole = io.BytesIO()
+    torch.jit.save(scripted, whole)
+    with zipfile.ZipFile(whole) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as kept:
+        for record in archive.infolist():
+            if not record.filename.endswith(".debug_pkl"):
+                kept.writestr(zipfile.ZipInfo(record.filename), archive.read(record))
 
 
 def load_scripted(directory: Path) -> torch.jit.ScriptModule:

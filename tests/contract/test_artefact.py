@@ -1,6 +1,7 @@
 """The artefact: eager equals TorchScript on values, and no row depends on its batch."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,13 @@ def test_items_come_back_with_the_cold_start_row_in_front(tmp_path: Path) -> Non
 def test_the_same_model_has_the_same_version_and_bytes(tmp_path: Path) -> None:
     first, again = (manifests.read(write_tiny_artefact(tmp_path / name)) for name in ("a", "b"))
     assert (first.version, first.files) == (again.version, again.files)
+
+
+def test_no_path_of_this_machine_is_in_an_artefact(tmp_path: Path) -> None:
+    directory = write_tiny_artefact(tmp_path / "tiny")
+    with zipfile.ZipFile(directory / manifests.MODEL_FILE) as archive:
+        contents = b"".join(archive.read(record) for record in archive.infolist())
+    assert str(Path(__file__).resolve().parents[2]).encode() not in contents
 
 
 def test_another_model_has_another_version(tmp_path: Path) -> None:
