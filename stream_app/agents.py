@@ -139,20 +139,26 @@ class InteractionsAgent(Agent):
     """decode -> load -> advance -> save, then settle. Interactions are never shed: they wait for Redis."""
 
     async def _process(self, batches: Sequence[FetchedBatch]) -> None:
-        context = self._context
         current = [batch for batch in batches if not batch.dropped]
-        try:
-            applied = await self._apply(list(chain.from_iterable(batch.records for batch in current)))
-        except StoreBehindError as error:
-            logger.warning("event=store_behind partition=%s %s", error.partition, error)
-            context.rewind(error.partition, error.applied_offset)
-            return
-        if applied is None:  # asked to stop while Redis was away: all of it comes again
-            return
+        while current:
+            try:
+                applied = await self._apply(list(chain.from_iterable(batch.records for batch in current)))
+            except StoreBehindError as error:
+                logger.warning("event=store_behind partition=%s %s", error.partition, error)
+                self._context.rewind(error.partition, error.applied_offset)
+                # The other partitions are not read again: what is in hand of them is all there will be.
+                current = [batch for batch in current if batch.partition != error.partition and not batch.dropped]
+            else:
+                if applied is not None:  # None: asked to stop while Redis was away, all of it comes again
+                    await self._finish(current, applied)
+                return
+
+    async def _finish(self, batches: Sequence[FetchedBatch], applied: Applied) -> None:
+        """Publish the dead letters of applied batches, count, settle."""
         await self._publish_dead_letters(applied.dead_letters)
         for count in fields(applied.counts):
-            context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
-        for batch in current:
+            self._context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
+        for batch in batches:
             batch.settle(len(batch.records))
 
     async def _apply(self, records: Sequence[Record]) -> Applied | None:

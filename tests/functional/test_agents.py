@@ -205,6 +205,18 @@ async def test_a_store_that_lost_interactions_has_them_read_again_before_anythin
     assert store.dump() == {}
 
 
+async def test_a_hole_in_one_partition_costs_the_others_of_its_micro_batch_nothing() -> None:
+    bench = Bench()
+    bench.applied.advance(0, 9)
+    behind = bench.stream.put(click(10))
+    other = record_of(interaction(user_id="u-2", event_time_ms=0), partition=1)
+    sound = bench.stream.put(other)
+    await bench.interactions()
+    assert bench.rewinds == [(0, -1)]
+    assert (behind.done, sound.done) == (False, True)
+    assert [row.events for row in await bench.store.load(["u-1", "u-2"])] == [0, 1]
+
+
 async def test_while_lost_interactions_are_read_again_slates_are_degraded() -> None:
     bench = Bench()
     bench.applied.advance(0, 1)
