@@ -86,7 +86,7 @@ def _store_our_rows(redis_url: str, rows: Mapping[str, UserRow], artefact: Path)
     space = load_artefact(artefact).space
     settings = RedisSettings()
     codec = RowCodec(state_size=len(next(iter(rows.values())).vector) // 4, space=space, telemetry=Telemetry())
-    store = RedisStore(connect(settings), codec=codec, key_prefix=settings.key_prefix)
+    store = RedisStore(connect(settings), codec=codec, key_prefix=settings.key_prefix, log="interactions")
     _write_all(redis_url, {store.key(user_id): pack_row(row, space) for user_id, row in rows.items()})
 
 
