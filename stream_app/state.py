@@ -24,7 +24,7 @@ MAX_GAP_S = 10 * 365 * 86_400.0
 ROW_VERSION = 1
 
 
-class Fence(msgspec.Struct, frozen=True, array_like=True):
+class Fence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Position of the last interaction a row reflects; offset -1: none yet."""
 
     epoch: int
@@ -42,7 +42,7 @@ class Fence(msgspec.Struct, frozen=True, array_like=True):
         return self.partition == other.partition and other.offset <= self.offset
 
 
-class UserRow(msgspec.Struct, frozen=True):
+class UserRow(msgspec.Struct, frozen=True, gc=False):
     """One user's state. msgspec, not dataclass: built once an interaction (tests/bench/bench_state.py)."""
 
     events: int
@@ -61,7 +61,7 @@ def cold_row(state_size: int) -> UserRow:
     return UserRow(0, 0, Fence(0, 0, -1), bytes(4 * state_size), b"")
 
 
-class RowUpdate(msgspec.Struct, frozen=True):
+class RowUpdate(msgspec.Struct, frozen=True, gc=False):
     """A row to be saved, and the fence of the row it was folded from."""
 
     user_id: str
@@ -92,7 +92,7 @@ class Progress(msgspec.Struct, frozen=True):
     offset: int
 
 
-class PositionedInteraction(msgspec.Struct, frozen=True):
+class PositionedInteraction(msgspec.Struct, frozen=True, gc=False):
     """An interaction with its place in the log; `interaction` None forgets the user."""
 
     user_id: str
