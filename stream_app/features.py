@@ -49,7 +49,7 @@ class ItemArena:
 
     def vectors(self, rows: IntArray) -> FloatArray:
         """Return the vectors (..., V) of rows (...)."""
-        return self._vectors[rows]
+        return self._vectors.take(rows, axis=0)  # half the time of indexing (tests/bench/bench_stages.py)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,16 +122,14 @@ def gather(
         history_size: H, how many of a user's last items the model reads; 0 when it keeps all in its state.
         feature_names: the F columns of `features`, in the order of the manifest.
     """
-    longest = max((len(request.item_ids) for request in requests), default=0)
-    item_rows = np.zeros((len(requests), longest), dtype=np.int64)  # (B, C)
-    mask = np.zeros((len(requests), longest), dtype=np.bool_)  # (B, C)
-    features = np.zeros((len(requests), longest, len(feature_names)), dtype=np.float32)  # (B, C, F)
-    for b, request in enumerate(requests):
-        count = len(request.item_ids)
-        item_rows[b, :count] = arena.item_rows(request.item_ids)
-        mask[b, :count] = True
-        for f, name in enumerate(feature_names):
-            features[b, :count, f] = FEATURES[name](request)
+    counts = np.array([len(request.item_ids) for request in requests], dtype=np.int64)  # (B,)
+    mask: BoolArray = np.arange(counts.max(initial=0)) < counts[:, np.newaxis]  # (B, C)
+    item_rows = np.zeros(mask.shape, dtype=np.int64)  # (B, C)
+    item_rows[mask] = arena.item_rows([item_id for request in requests for item_id in request.item_ids])
+    features = np.zeros((*mask.shape, len(feature_names)), dtype=np.float32)  # (B, C, F)
+    for f, name in enumerate(feature_names):
+        for b, request in enumerate(requests):
+            features[b, : counts[b], f] = FEATURES[name](request)
     history, history_mask = _history(rows, arena, history_size)
     states = np.frombuffer(b"".join(row.vector for row in rows), dtype=np.float32)
     return FeatureBatch(
