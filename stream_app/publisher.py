@@ -13,6 +13,9 @@ from stream_app.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
 
+# aiokafka's own 16 kB holds some twenty slates: a micro-batch would wait for several round trips.
+MAX_BATCH_BYTES = 262_144
+
 
 class KafkaPublisher:
     """An aiokafka producer with acks=all; idempotent where the broker can be."""
@@ -43,6 +46,7 @@ class KafkaPublisher:
             enable_idempotence=idempotent,
             request_timeout_ms=self._settings.request_timeout_ms,
             max_request_size=self._settings.max_request_bytes,
+            max_batch_size=min(MAX_BATCH_BYTES, self._settings.max_request_bytes),
         )
         try:
             await producer.start()
