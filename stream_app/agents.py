@@ -6,6 +6,7 @@ too, and what may pass (Redis, broker, model) is tried again with its input unse
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -296,10 +297,13 @@ class ListsAgent(Agent):
         finally:
             self._free_publishes.release()
         telemetry = self._context.telemetry
+        duration = telemetry.duration.labels("total")
         for answer in answers:
             answer.to.batch.settle()
-            telemetry.requests.labels(answer.slate.outcome, ",".join(answer.slate.reasons)).inc()
-            telemetry.duration.labels("total").observe(answer.slate.timing_ms.total / 1000.0)
+            duration.observe(answer.slate.timing_ms.total / 1000.0)
+        outcomes = Counter((answer.slate.outcome, ",".join(answer.slate.reasons)) for answer in answers)
+        for (outcome, reasons), count in outcomes.items():
+            telemetry.requests.labels(outcome, reasons).inc(count)
 
     def _output(self, answer: Answer) -> OutputRecord:
         slate = answer.slate
