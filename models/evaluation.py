@@ -73,7 +73,6 @@ def _evaluate(model: Model, log: InteractionLog, seed: int) -> Evaluation:
     ranks = {policy: ranks_of(each, true_positions) for policy, each in scores.items()}
     bootstrap = UserBootstrap(np.array([one.user_index for one in lists]), seed)
     gains = {policy: ndcg_at_10(each) for policy, each in ranks.items()}
-    leaked = ndcg_at_10(ranks_of(model.score(states.leaked, candidates), true_positions))
     return Evaluation(
         manifest=model.manifest,
         lists=len(lists),
@@ -90,7 +89,7 @@ def _evaluate(model: Model, log: InteractionLog, seed: int) -> Evaluation:
             leaks.training_range(model.manifest, log, m),
             leaks.poisoned_lists(log, m, lists, seed),
             leaks.poisoned_future(lambda one, some: live_scores(model, one, m, some), log, lists, seed),
-            leaks.positive_control(gains["live"], leaked, bootstrap),
+            leaks.positive_control(scores["live"], model.score(states.leaked, candidates), true_positions),
             leaks.constant_scorer(candidates, true_positions, bootstrap, seed),
         ],
     )

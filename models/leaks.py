@@ -14,6 +14,8 @@ from models.protocol import TestList, test_lists
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float64]
+MOST_LISTS = 0.95
+
 ScoreLists = Callable[[InteractionLog, Sequence[TestList]], FloatArray]
 
 
@@ -74,16 +76,19 @@ def poison(log: InteractionLog, where: npt.NDArray[np.bool_], rng: np.random.Gen
     return replace(log, items=items, kinds=kinds, values=values)
 
 
-def positive_control(live: Values, leaked: Values, bootstrap: UserBootstrap) -> LeakCheck:
-    """Compare NDCG@10 a list (L,) with and without the list's own interaction applied before ranking it.
+def positive_control(live: FloatArray, leaked: FloatArray, true_positions: IntArray) -> LeakCheck:
+    """Apply each list's own interaction before ranking it: such a leak must be seen, so the scores (L, C) must move.
 
-    A leak as plain as this must show in the table; how much depends on whether the model expects repeats.
+    How far NDCG@10 rises depends on the model (one that never expects a repeat gains less, one that hardly uses the
+    state nothing), so it is told and not judged.
     """
-    lift = bootstrap.mean(leaked - live)
+    moved = float((live != leaked).any(axis=1).mean())
+    honest, cheating = (float(ndcg_at_10(ranks_of(scores, true_positions)).mean()) for scores in (live, leaked))
     return LeakCheck(
         name="positive_control",
-        passed=lift.low > 0.0,
-        finding=f"updating before ranking lifts NDCG@10 from {live.mean():.4f} to {leaked.mean():.4f}",
+        passed=moved >= MOST_LISTS,
+        finding=f"updating before ranking moves the scores of {moved:.1%} of the lists, "
+        f"and NDCG@10 from {honest:.4f} to {cheating:.4f}",
     )
 
 

@@ -30,7 +30,7 @@ NO_REPEATS = 0.01  # share of interactions with an item that the user has met be
 LOSSES = ("softmax", "mse")
 FULL_SOFTMAX_ITEMS = 20_000  # beyond that, each step draws SAMPLED_ITEMS of the catalogue
 SAMPLED_ITEMS = 4_096
-SAMPLED_ITEMS_MLP = 256  # its answers for all pairs cost a hidden layer each
+SAMPLED_ITEMS_MLP = 64  # its answers for all pairs cost a hidden layer each
 
 
 class TrainingError(Exception):
