@@ -116,7 +116,7 @@ def test_a_control_without_effect_is_a_failed_check() -> None:
 def test_updating_before_ranking_lifts_the_metric(log: InteractionLog, artefact: Path) -> None:
     check = next(one for one in evaluate(artefact, log, seed=0).leak_checks if one.name == "positive_control")
     honest, cheating = (float(word) for word in check.finding.split("NDCG@10 from ")[1].split(" to "))
-    assert cheating > 1.1 * honest
+    assert cheating > honest
 
 
 def test_a_wanted_item_that_always_comes_first_is_no_leak_of_the_constant_scorer() -> None:
