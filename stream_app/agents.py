@@ -29,10 +29,14 @@ from stream_app.pipeline import (
     Ranked,
     Ranker,
     Record,
+    RowsAtHand,
+    RowSource,
     Serving,
     UserStore,
     apply_interactions,
     decode_lists,
+    no_rows_at_hand,
+    reached,
 )
 from stream_app.state import FoldCounts, Progress
 from stream_app.telemetry import Telemetry
@@ -70,6 +74,8 @@ class AgentContext:
     max_output_bytes: int
     rewind: Callable[[int, int], None]
     fail: Callable[[Exception], None]
+    list_rows: RowSource | None = None  # what lists load from; None: the store
+    at_hand: RowsAtHand = no_rows_at_hand
 
 
 class Agent:
@@ -227,7 +233,11 @@ class ListsAgent(Agent):
         """Score at most `max_records` lists in one forward pass."""
         super().__init__(context, max_records=max_records)
         self._ranker = Ranker(
-            serving=context.serving, store=context.store, applied=context.applied, clock=context.clock
+            serving=context.serving,
+            store=context.list_rows or context.store,
+            applied=context.applied,
+            clock=context.clock,
+            at_hand=context.at_hand,
         )
         self._parked: list[ListRequest] = []
         self._parked_some = asyncio.Event()
@@ -257,26 +267,37 @@ class ListsAgent(Agent):
             await self._rank(requests[start : start + self._max_records])
 
     async def _rank(self, requests: Sequence[ListRequest]) -> None:
-        """Rank and publish; isolate a list that hits a bug by ranking each alone."""
-        try:
-            ranked = await self._ranker.rank(requests)
-        except Exception as error:
-            if len(requests) > 1:
-                for request in requests:
-                    await self._rank([request])
+        """Rank and publish, part by part; isolate a list that hits a bug by ranking each alone."""
+        left = {id(request): request for request in requests}
+        parts = self._ranker.rank(requests)
+        while True:
+            try:
+                ranked = await anext(parts, None)
+            except Exception as error:  # noqa: BLE001 - isolated below, and logged there
+                await self._isolate(list(left.values()), error)
                 return
-            record = requests[0].record
-            logger.exception("event=internal_error topic=%s offset=%s", record.topic, record.offset)
-            await self._publish_dead_letters([internal_error(record, error)])
-            requests[0].batch.settle()
+            if ranked is None:
+                return
+            for request in (*ranked.waiting, *(answer.to for answer in ranked.answers)):
+                left.pop(id(request))
+            self._park(ranked)
+            await self._publish(ranked.answers)
+
+    async def _isolate(self, requests: Sequence[ListRequest], error: Exception) -> None:
+        if len(requests) > 1:
+            for request in requests:
+                await self._rank([request])
             return
-        self._park(ranked)
-        await self._publish(ranked.answers)
+        record = requests[0].record
+        logger.error("event=internal_error topic=%s offset=%s", record.topic, record.offset, exc_info=error)
+        await self._publish_dead_letters([internal_error(record, error)])
+        requests[0].batch.settle()
 
     def _park(self, ranked: Ranked) -> None:
         if ranked.waiting:
             self._parked += ranked.waiting
             self._parked_some.set()
+            self._context.applied.changed.set()  # what they wait for may have come while their rows were read
 
     async def _publish(self, answers: Sequence[Answer]) -> None:
         """Enqueue the answers in order; settle their lists when the broker has them all."""
@@ -345,7 +366,7 @@ class ListsAgent(Agent):
             after = request.request.after
             if now_ms >= request.deadline_ms:
                 late.append(request)
-            elif after is None or self._context.applied.reached(after, None):
+            elif after is None or reached(after, None, self._context.applied.offsets):
                 ready.append(request)
             else:
                 waiting.append(request)

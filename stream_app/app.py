@@ -19,8 +19,10 @@ from yarl import URL
 from schemas.records import SlateModel
 from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
+from stream_app.breaker import CircuitBreaker
 from stream_app.cache import CachedStore
 from stream_app.errors import SettingsError, StoreUnavailableError, TransientError
+from stream_app.guarded_store import GuardedStore
 from stream_app.pipeline import AppliedOffsets, Serving
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
@@ -148,6 +150,7 @@ class Worker:
         settings = self._settings
         store = CachedStore(rows, max_users=settings.cached_users)
         app = faust_app(settings, self._start_at)
+        guarded = self._guarded(store)
         context = AgentContext(
             serving=serving_of(artefact),
             store=store,
@@ -167,6 +170,8 @@ class Worker:
             max_output_bytes=settings.kafka.max_request_bytes,
             rewind=partial(self._rewind, app, store),
             fail=self._fail,
+            list_rows=guarded,
+            at_hand=store.at_hand,
         )
         interactions = InteractionsAgent(context, max_records=settings.micro_batch_interactions)
         lists = ListsAgent(context, max_records=settings.micro_batch_lists)
@@ -184,7 +189,7 @@ class Worker:
 
         tasks = [
             asyncio.create_task(wait)
-            for wait in (lists.watch_parked(), self._watch_join(), self._watch_store(rows, context.rewind))
+            for wait in (lists.watch_parked(), self._watch_join(), self._watch_store(rows, guarded, context.rewind))
         ]
         tasks += self._start(app)
         await self._end.wait()
@@ -195,6 +200,16 @@ class Worker:
         await _within(settings.grace_s / 4.0, app.stop())
         for task in tasks:
             task.cancel()
+
+    def _guarded(self, store: CachedStore) -> GuardedStore:
+        settings = self._settings.redis
+        return GuardedStore(
+            store,
+            breaker=CircuitBreaker(failures=settings.breaker_failures, probe_after_ms=settings.breaker_probe_ms),
+            budget_ms=settings.budget_ms,
+            clock=SystemClock(),
+            telemetry=self._telemetry,
+        )
 
     def _subscribe(self, app: RerankApp, agent: InteractionsAgent | ListsAgent, name: str) -> None:
         topic = app.topic(
@@ -236,16 +251,18 @@ class Worker:
             self._ready = True
             self._announce({"event": "ready", "model": model.name, "version": model.version, "partitions": assignment})
 
-    async def _watch_store(self, rows: RedisStore, rewind: Callable[[int, int], None]) -> None:
+    async def _watch_store(self, rows: RedisStore, guarded: GuardedStore, rewind: Callable[[int, int], None]) -> None:
         """Notice a Redis that came back empty or older also while no interaction comes."""
         while True:
             await asyncio.sleep(STORE_WATCH_S)
             known = dict(self._applied.offsets)  # before asking: what is applied meanwhile is in the answer
             try:
-                stored = await rows.progress(list(known))
-            except StoreUnavailableError:
+                stored = await rows.progress(list(known) or [0])
+            except StoreUnavailableError as error:
+                guarded.failed(str(error))
                 continue
-            for (partition, offset), applied_offset in zip(known.items(), stored, strict=True):
+            guarded.succeeded()
+            for (partition, offset), applied_offset in zip(known.items(), stored, strict=False):
                 if applied_offset < min(offset, self._applied.offsets.get(partition, -1)):
                     logger.warning(
                         "event=store_behind partition=%s offset=%s has=%s", partition, offset, applied_offset

@@ -20,6 +20,11 @@ class CachedStore:
         self._rows: OrderedDict[str, UserRow] = OrderedDict()
         self._generation = 0
 
+    def at_hand(self, user_ids: Sequence[str]) -> dict[str, UserRow]:
+        """Return the cached rows among these users: nothing is waited for."""
+        rows = self._rows
+        return {user_id: rows[user_id] for user_id in user_ids if user_id in rows}
+
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
         """Return rows from the cache, and the missing ones from the store in one trip."""
         known = {user_id: self._rows.get(user_id) for user_id in user_ids}

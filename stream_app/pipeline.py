@@ -8,7 +8,7 @@ Publishing and acks are the agents'.
 """
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from schemas.records import After, CandidateList, Slate, SlateModel, SlateTiming
 from stream_app.errors import ModelError, StoreUnavailableError
 from stream_app.explain import explain
 from stream_app.features import FeatureBatch, ItemArena, gather
+from stream_app.pace import Pace
 from stream_app.slate import fallback_slate, ranked_slate, select, shed_slate
 from stream_app.state import (
     Fence,
@@ -62,12 +63,24 @@ class Record(Protocol):
     def headers(self) -> Sequence[Header]: ...
 
 
-class UserStore(Protocol):
-    """Where user rows come from and go to."""
+class RowSource(Protocol):
+    """Where user rows come from."""
 
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
         """Return the row of each user, a cold one where there is none; raise StoreUnavailableError."""
         ...
+
+
+RowsAtHand = Callable[[Sequence[str]], Mapping[str, UserRow]]
+
+
+def no_rows_at_hand(user_ids: Sequence[str]) -> Mapping[str, UserRow]:
+    """Return the rows that need no waiting: none."""
+    return {}
+
+
+class UserStore(RowSource, Protocol):
+    """Where user rows come from and go to."""
 
     async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
         """Write the updates that the fence allows; return which were written.
@@ -167,11 +180,12 @@ class AppliedOffsets:
         self.offsets.clear()
         self.lost_offsets.clear()
 
-    def reached(self, after: After, row: UserRow | None) -> bool:
-        """Tell whether a slate made now reflects the interaction at `after`."""
-        if self.offsets.get(after.partition, -1) >= after.offset:
-            return True
-        return row is not None and row.fence.partition == after.partition and row.fence.offset >= after.offset
+
+def reached(after: After, row: UserRow | None, applied_offsets: Mapping[int, int]) -> bool:
+    """Tell whether a slate from `row`, read when the interactions were so far, reflects the interaction at `after`."""
+    if applied_offsets.get(after.partition, -1) >= after.offset:
+        return True
+    return row is not None and row.fence.partition == after.partition and row.fence.offset >= after.offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,45 +328,134 @@ def decode_lists(
 class Ranker:
     """Ranks micro-batches of candidate lists with one model in service."""
 
-    def __init__(self, *, serving: Serving, store: UserStore, applied: AppliedOffsets, clock: Clock) -> None:
-        """Read rows from `store`, and from `applied` how far the interactions are."""
+    def __init__(
+        self,
+        *,
+        serving: Serving,
+        store: RowSource,
+        applied: AppliedOffsets,
+        clock: Clock,
+        at_hand: RowsAtHand = no_rows_at_hand,
+    ) -> None:
+        """Take rows that are `at_hand`, load the others from `store`; `applied` tells how far the interactions are."""
         self._serving = serving
         self._store = store
         self._applied = applied
         self._clock = clock
+        self._at_hand = at_hand
+        self._pace = Pace()
+        self._loads: set[asyncio.Task[dict[str, UserRow]]] = set()
 
-    async def rank(self, requests: Sequence[ListRequest]) -> Ranked:
-        """Return one answer for each list, but for those that wait for their `after`."""
+    async def rank(self, requests: Sequence[ListRequest]) -> AsyncIterator[Ranked]:
+        """Yield one answer for each list, but for those that wait for their `after`; in parts, as they are ready.
+
+        Lists whose user is at hand wait for no store. The others wait for one load, each until its own deadline: a
+        neighbour in a hurry costs nobody his ranking.
+        """
         started_ms = self._clock.now_ms()
-        answers = [self._shed(r, started_ms) for r in requests if started_ms >= r.deadline_ms]
-        due = [r for r in requests if started_ms < r.deadline_ms]
-        try:
-            rows = await self._load(due, started_ms)
-        except (StoreUnavailableError, TimeoutError):
-            failed = [self._fallback(r, STORE_UNAVAILABLE, None, started_ms) for r in due]
-            return Ranked(answers=answers + failed, waiting=[])
-        loaded_ms = self._clock.now_ms()
-        ready, waiting = [], []
-        for request, row in zip(due, rows, strict=True):
-            after = request.request.after
-            if after is None or self._applied.reached(after, row):
-                ready.append((request, row))
-            else:
-                waiting.append(request)
-        if ready:
-            answers += self._score(ready, started_ms, loaded_ms)
-        return Ranked(answers=answers, waiting=waiting)
+        answers, due = self._turn_away(requests, started_ms)
+        known = dict(self._applied.offsets)  # what every row that is read from here on reflects
+        rows = self._rows_at_hand(due)
+        missing = [request for request in due if request.request.user_id not in rows]
+        loading = self._load(missing) if missing else None
+        if loading is not None and rows:
+            await asyncio.sleep(0)  # the question is on its way while those at hand are scored
+        if answers or rows:
+            ready = [(request, rows[request.request.user_id]) for request in due if request.request.user_id in rows]
+            ranked = self._rank(ready, known, started_ms)
+            yield Ranked(answers=answers + ranked.answers, waiting=ranked.waiting)
+        while loading is not None and missing:
+            missing, ranked = await self._rank_loaded(missing, loading, known, started_ms)
+            yield ranked
 
     def stale(self, request: ListRequest) -> Answer:
         """Answer a list whose `after` was not reached by its deadline."""
         return self._fallback(request, STALE, None, self._clock.now_ms())
 
-    async def _load(self, requests: Sequence[ListRequest], now_ms: float) -> list[UserRow]:
-        user_ids = list({request.request.user_id: None for request in requests})
-        soonest_ms = min((request.deadline_ms for request in requests), default=now_ms)
-        async with asyncio.timeout(None if soonest_ms == float("inf") else (soonest_ms - now_ms) / 1000.0):
-            rows = dict(zip(user_ids, await self._store.load(user_ids), strict=True))
-        return [rows[request.request.user_id] for request in requests]
+    def _turn_away(self, requests: Sequence[ListRequest], now_ms: float) -> tuple[list[Answer], list[ListRequest]]:
+        """Shed what is past its deadline, fall back where a forward pass would be; return what is worth the work."""
+        late: list[ListRequest] = []
+        due: list[ListRequest] = []
+        hurried: list[ListRequest] = []
+        for request in requests:
+            if now_ms >= request.deadline_ms:
+                late.append(request)
+            else:
+                (due if self._has_time(request, now_ms) else hurried).append(request)
+        if hurried:
+            self._pace.turned_away()
+        answers = [self._shed(request, now_ms) for request in late]
+        return answers + [self._fallback(request, DEADLINE, None, now_ms) for request in hurried], due
+
+    def _has_time(self, request: ListRequest, now_ms: float) -> bool:
+        return now_ms < request.deadline_ms - self._pace.expected_ms
+
+    def _rows_at_hand(self, requests: Sequence[ListRequest]) -> Mapping[str, UserRow]:
+        return self._at_hand([request.request.user_id for request in requests])
+
+    def _load(self, requests: Sequence[ListRequest]) -> "asyncio.Task[dict[str, UserRow]]":
+        """Begin to load. When its lists give it up it goes on by itself, for whoever counts outcomes of the store."""
+        loading = asyncio.create_task(self._rows(list({request.request.user_id: None for request in requests})))
+        self._loads.add(loading)
+        loading.add_done_callback(self._loaded)
+        return loading
+
+    async def _rows(self, user_ids: Sequence[str]) -> dict[str, UserRow]:
+        return dict(zip(user_ids, await self._store.load(user_ids), strict=True))
+
+    def _loaded(self, loading: "asyncio.Task[dict[str, UserRow]]") -> None:
+        self._loads.discard(loading)
+        if not loading.cancelled():
+            loading.exception()  # whoever still waits raises it; else it is nobody's
+
+    async def _rank_loaded(
+        self,
+        requests: list[ListRequest],
+        loading: "asyncio.Task[dict[str, UserRow]]",
+        known: Mapping[int, int],
+        started_ms: float,
+    ) -> tuple[list[ListRequest], Ranked]:
+        """Rank when the load ends; before, answer those whose time is up. Return who still waits, and the answers."""
+        give_up_ms = min(request.deadline_ms for request in requests) - self._pace.expected_ms
+        wait_ms = give_up_ms - self._clock.now_ms()
+        await asyncio.wait([loading], timeout=None if wait_ms == float("inf") else max(0.0, wait_ms) / 1000.0)
+        if not loading.done():
+            now_ms = max(self._clock.now_ms(), give_up_ms)
+            late = [request for request in requests if not self._has_time(request, now_ms)]
+            in_time = [request for request in requests if self._has_time(request, now_ms)]
+            return in_time, self._without_store(late, started_ms)
+        try:
+            rows = loading.result()
+        except StoreUnavailableError:
+            return [], self._without_store(requests, started_ms)
+        return [], self._rank([(request, rows[request.request.user_id]) for request in requests], known, started_ms)
+
+    def _without_store(self, requests: Sequence[ListRequest], started_ms: float) -> Ranked:
+        return Ranked(
+            answers=[self._fallback(request, STORE_UNAVAILABLE, None, started_ms) for request in requests], waiting=[]
+        )
+
+    def _rank(
+        self, loaded: Sequence[tuple[ListRequest, UserRow]], known: Mapping[int, int], started_ms: float
+    ) -> Ranked:
+        """Score the lists that may be answered now; the others wait for their `after`.
+
+        `known` is how far the interactions were when the rows were read: an interaction applied since then may not be
+        in them.
+        """
+        loaded_ms = self._clock.now_ms()
+        ready, waiting = [], []
+        for request, row in loaded:
+            after = request.request.after
+            if after is None or reached(after, row, known):
+                ready.append((request, row))
+            else:
+                waiting.append(request)
+        if not ready:
+            return Ranked(answers=[], waiting=waiting)
+        answers = self._score(ready, started_ms, loaded_ms)
+        self._pace.took(self._clock.now_ms() - loaded_ms)
+        return Ranked(answers=answers, waiting=waiting)
 
     def _score(self, ready: Sequence[tuple[ListRequest, UserRow]], started_ms: float, loaded_ms: float) -> list[Answer]:
         serving = self._serving

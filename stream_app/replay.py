@@ -244,11 +244,11 @@ class Replay:
 
     async def _rank(self, number: int, request: ListRequest) -> None:
         self._clock.time_ms = request.record.timestamp
-        ranked = await self._ranker.rank([request])
-        for answer in ranked.answers:
-            self._answer(number, answer)
-        for waiting in ranked.waiting:
-            self._wait(number, waiting)
+        async for ranked in self._ranker.rank([request]):
+            for answer in ranked.answers:
+                self._answer(number, answer)
+            for waiting in ranked.waiting:
+                self._wait(number, waiting)
 
     def _wait(self, number: int, request: ListRequest) -> None:
         after = request.request.after

@@ -38,6 +38,9 @@ class RedisSettings(BaseModel):
     key_prefix: str = Field(default="rerank", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
     timeout_ms: int = Field(default=500, ge=1)
     connect_timeout_ms: int = Field(default=500, ge=1)
+    budget_ms: int = Field(default=50, ge=1)
+    breaker_failures: int = Field(default=3, ge=1)
+    breaker_probe_ms: int = Field(default=500, ge=1)
 
 
 class Settings(BaseSettings):

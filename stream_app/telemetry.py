@@ -40,6 +40,15 @@ class Telemetry:
             buckets=DURATION_BUCKETS_S,
             registry=self.registry,
         )
+        self.circuit_state = Gauge(
+            "rerank_circuit_state", "0: asked, 1: probed, 2: not asked.", ["dependency"], registry=self.registry
+        )
+        self.circuit_openings = Counter(
+            "rerank_circuit_openings_total",
+            "Times a dependency ceased to be asked.",
+            ["dependency"],
+            registry=self.registry,
+        )
         self.batch_size = Histogram(
             "rerank_batch_size",
             "Records a micro-batch.",

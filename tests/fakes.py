@@ -112,6 +112,24 @@ class FailingStore:
 
 
 @dataclass(slots=True)
+class HungStore:
+    """A store that does not answer until `answers` is set."""
+
+    store: UserStore
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+    loads: int = 0
+
+    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
+        self.loads += 1
+        await self.answers.wait()
+        return await self.store.load(user_ids)
+
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
+        await self.answers.wait()
+        return await self.store.save(updates, progress)
+
+
+@dataclass(slots=True)
 class RecordingPublisher:
     """Keeps what was sent; the first `failures` acknowledgements fail."""
 

@@ -129,7 +129,8 @@ async def time_lists(watch: Stopwatch, serving: Serving, workload: Workload, sto
             select(scores, batch.mask, [one.k for one in lists])
         requests, _ = decode_lists(some, Waiting(), limits=Limits(), default_deadline_ms=1_000.0)
         with watch.time("whole path after decode", count):
-            await ranker.rank(requests)
+            async for _ in ranker.rank(requests):
+                pass
 
 
 def main() -> None:
