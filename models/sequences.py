@@ -11,7 +11,7 @@ from torch import Tensor
 from models.log import InteractionLog
 from models.networks import DEFAULT_STRENGTHS, RATING, STILL_KINDS, VALUE_BUCKETS
 
-CONTEXT = 64  # interactions before a chunk's first target; at the learned rates what lies before weighs under 1e-4
+CONTEXT = 64  # interactions before a chunk's first target; at a rate of .1 what lies before weighs a thousandth
 TARGETS = 64
 RARE_COUNT = 1  # items with at most so many interactions share the cold-start row and teach it
 UNWANTED_KINDS = frozenset({"skip", "dislike"})
