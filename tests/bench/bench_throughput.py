@@ -9,6 +9,7 @@ committed by the group (interactions), slates by their Kafka timestamps (lists o
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -187,6 +188,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
     options = parser.parse_args()
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # a new group has no coordinator for a moment
     workload = Workload(seed=options.seed)
     with tempfile.TemporaryDirectory(prefix="rerank-bench-") as name, benchmark_stack(Path(name)) as stack:
         about = describe(stack, options.seed)
