@@ -21,13 +21,16 @@ from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
 from stream_app.breaker import CircuitBreaker
 from stream_app.cache import CachedStore
-from stream_app.errors import SettingsError, StoreUnavailableError, TransientError
+from stream_app.cluster_store import store_of
+from stream_app.connection import check_connection, connect, is_cluster
+from stream_app.errors import SettingsError, TransientError
 from stream_app.guarded_store import GuardedStore
 from stream_app.pipeline import AppliedOffsets, Serving
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
-from stream_app.store import RedisStore, RowCodec, connect
+from stream_app.store import RedisStore, RowCodec
+from stream_app.store_watch import Hooks, StoreWatch
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import admin_client, partition_counts, topic_problems
 from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
@@ -37,7 +40,6 @@ logger = logging.getLogger(__name__)
 # A queue slot holds a batch of up to max_poll_records, so a few fill the memory that one record each would not.
 BUFFERED_BATCHES = 16
 REVOKE_GRACE_S = 2.0
-STORE_WATCH_S = 0.5
 # Allocations before a collection. A micro-batch allocates thousands of records that die together and hold no
 # cycles; at Python's 700 an interaction costs a fifth more CPU (tests/bench/bench_stages.py).
 COLLECT_AFTER = 20_000
@@ -107,6 +109,7 @@ def faust_app(settings: Settings, on_start_offsets: Callable[[Mapping[TP, int]],
         fetch_max_wait_ms=kafka.fetch_max_wait_ms,
         max_batch_records=kafka.max_poll_records,
         on_start_offsets=on_start_offsets,
+        durable_after_s={topic_name(settings.topic_prefix, "interactions"): settings.redis.durability_window_s()},
     )
     return app
 
@@ -134,9 +137,17 @@ class Worker:
         redis = connect(settings.redis)
         publisher = KafkaPublisher(settings.kafka)
         try:
+            await check_connection(redis, settings.redis)
             await publisher.start()
             codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)
-            rows = RedisStore(redis, codec=codec, key_prefix=settings.redis.key_prefix, log=self._log)
+            rows = store_of(
+                redis,
+                codec=codec,
+                key_prefix=settings.redis.key_prefix,
+                log=self._log,
+                scripts=settings.redis.scripts,
+                cluster=is_cluster(redis),
+            )
             epoch = await rows.enter_epoch(partitions)
             spare_the_collector()
             await self._serve(artefact, rows, publisher, epoch)
@@ -189,7 +200,11 @@ class Worker:
 
         tasks = [
             asyncio.create_task(wait)
-            for wait in (lists.watch_parked(), self._watch_join(), self._watch_store(rows, guarded, context.rewind))
+            for wait in (
+                lists.watch_parked(),
+                self._watch_join(),
+                self._store_watch(app, rows, guarded, context, store).run(),
+            )
         ]
         tasks += self._start(app)
         await self._end.wait()
@@ -251,23 +266,16 @@ class Worker:
             self._ready = True
             self._announce({"event": "ready", "model": model.name, "version": model.version, "partitions": assignment})
 
-    async def _watch_store(self, rows: RedisStore, guarded: GuardedStore, rewind: Callable[[int, int], None]) -> None:
-        """Notice a Redis that came back empty or older also while no interaction comes."""
-        while True:
-            await asyncio.sleep(STORE_WATCH_S)
-            known = dict(self._applied.offsets)  # before asking: what is applied meanwhile is in the answer
-            try:
-                stored = await rows.progress(list(known) or [0])
-            except StoreUnavailableError as error:
-                guarded.failed(str(error))
-                continue
-            guarded.succeeded()
-            for (partition, offset), applied_offset in zip(known.items(), stored, strict=False):
-                if applied_offset < min(offset, self._applied.offsets.get(partition, -1)):
-                    logger.warning(
-                        "event=store_behind partition=%s offset=%s has=%s", partition, offset, applied_offset
-                    )
-                    rewind(partition, applied_offset)
+    def _store_watch(
+        self, app: RerankApp, rows: RedisStore, guarded: GuardedStore, context: AgentContext, store: CachedStore
+    ) -> StoreWatch:
+        hooks = Hooks(
+            rewind=context.rewind,
+            drop_cache=store.drop,
+            fail=self._fail,
+            high_water_offsets=lambda: cast("BatchConsumer", app.consumer).high_water_offsets(self._log),
+        )
+        return StoreWatch(rows, guarded, self._applied, hooks)
 
     async def _watch_join(self) -> None:
         """End a worker that does not join: Faust logs a fatal join error once and then idles for ever."""

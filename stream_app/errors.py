@@ -6,6 +6,7 @@ RerankError
     x StoreUnavailableError
     x StoreBehindError    Redis lost interactions that were applied: read them again
     x EpochError          the log's partition count changed: only a restarted worker may go on
+    x LogRecreatedError   the log is not the one that Redis was made from: only an operator may go on
     x PublishError
     x ModelError          the model raised: lists fall back, interactions wait
   x PoisonError       dead-letter the record and go on
@@ -50,6 +51,19 @@ class StoreBehindError(TransientError):
 
 class EpochError(TransientError):
     """The topic epoch that this worker writes in is over; nothing was written."""
+
+
+class LogRecreatedError(TransientError):
+    """Redis has applied more of a partition than its log holds: offsets mean nothing any more, nothing is applied."""
+
+    def __init__(self, partition: int, applied_offset: int, high_water_offset: int) -> None:
+        """Say which partition, how far Redis has it and where its log ends."""
+        super().__init__(
+            f"partition {partition} of interactions ends before offset {high_water_offset}, but Redis has it up "
+            f"to offset {applied_offset}: the topic was deleted and created again, or lost its end; its interactions "
+            "would be taken for old ones, so none is applied; stop all workers, run `rerank reset-epoch`, start them"
+        )
+        self.partition = partition
 
 
 class PublishError(TransientError):

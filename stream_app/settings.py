@@ -11,6 +11,7 @@ from schemas.limits import Limits
 from stream_app.errors import SettingsError
 
 ENV_PREFIX = "RERANK_"
+CLUSTER_DURABILITY_WINDOW_MS = 5_000
 
 
 class KafkaSettings(BaseModel):
@@ -35,12 +36,23 @@ class RedisSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    scripts: Literal["lua", "watch"] = "lua"
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    durability_window_ms: int | None = Field(default=None, ge=0)
     key_prefix: str = Field(default="rerank", min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
     timeout_ms: int = Field(default=500, ge=1)
     connect_timeout_ms: int = Field(default=500, ge=1)
     budget_ms: int = Field(default=50, ge=1)
     breaker_failures: int = Field(default=3, ge=1)
     breaker_probe_ms: int = Field(default=500, ge=1)
+
+    def durability_window_s(self) -> float:
+        """Return how long a commit waits for a write to become durable: in a cluster by default, else not at all."""
+        in_cluster = self.url.get_secret_value().partition("://")[0].endswith("+cluster")
+        default_ms = CLUSTER_DURABILITY_WINDOW_MS if in_cluster else 0
+        return (default_ms if self.durability_window_ms is None else self.durability_window_ms) / 1000.0
 
 
 class Settings(BaseSettings):

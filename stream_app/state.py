@@ -70,14 +70,17 @@ class RowUpdate(msgspec.Struct, frozen=True, gc=False):
 
 
 def may_replace(stored: Fence | None, update: RowUpdate) -> bool:
-    """Tell whether an update may be written over the row stored at `stored` (None: no row).
+    """Tell whether an update may be written over the row stored at `stored` (None: no row)."""
+    return stored is None or may_replace_fence(stored, base=update.base, new=update.row.fence)
+
+
+def may_replace_fence(stored: Fence, *, base: Fence, new: Fence) -> bool:
+    """Tell whether a row at `new`, folded from one at `base`, may be written over the row stored at `stored`.
 
     It may not when the stored row has folded interactions that the base had not (somebody else wrote
     meanwhile: reload and fold again), nor when the stored row already covers the update.
     """
-    if stored is None:
-        return True
-    return update.base.covers(stored) and not stored.covers(update.row.fence)
+    return base.covers(stored) and not stored.covers(new)
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -317,6 +320,11 @@ def fence_text(fence: Fence) -> bytes:
 def offset_text(offset: int) -> bytes:
     """Return the offset of progress as the 20 digits that the save script compares."""
     return b"%020d" % (offset + 1)
+
+
+def offset_of(text: bytes) -> int:
+    """Return the offset of progress; digits cut short or overwritten count as nothing applied."""
+    return int(text) - 1 if text.isdigit() else -1
 
 
 def fence_of(data: bytes) -> Fence:

@@ -4,20 +4,30 @@ Key layout (a contract, DESIGN.md): `<prefix>:{b<bucket>}:u:<user_id>`. The buck
 cluster the users of one bucket share a slot; it comes before the user id, so no id can steer it.
 """
 
-import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import redis.asyncio as redis_asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
-from stream_app.settings import RedisSettings
+from stream_app.guarded_calls import (
+    BEHIND,
+    REBUILT,
+    SUPERSEDED,
+    Call,
+    Caller,
+    LuaCaller,
+    WatchCaller,
+    digest_of,
+    epoch_call,
+    rebuilt_call,
+    replace_call,
+    save_call,
+)
 from stream_app.state import (
     ForeignRowError,
     Progress,
@@ -28,6 +38,7 @@ from stream_app.state import (
     fence_of,
     fence_text,
     may_replace,
+    offset_of,
     offset_text,
     pack_row,
     unpack_row,
@@ -37,52 +48,6 @@ from stream_app.telemetry import Telemetry
 BUCKETS = 256
 # Lua's unpack() holds about 8,000 values on its stack; one call stays far below.
 KEYS_PER_CALL = 1_000
-
-# One call a micro-batch. A writer of an older epoch gets nothing written and answers {2}. Then the progress of each
-# partition: a store behind its base gets nothing written and answers {0, which, what it has}. Then
-# `state.may_replace`, row by row; the answer is {1, 1 or 0 for each row}. Progress moves when every row was written: a
-# refused one is folded again. Positions are compared as digits in text, so neither 53-bit numbers nor the server's
-# locale matter.
-# KEYS: log, progress of each partition, rows. ARGV: epoch, number of partitions, 1 if this call completes the
-# micro-batch, then base and offset of each partition, then base fence and row of each row.
-SAVE_SCRIPT = """
-local function covers(a, b)
-  local a_epoch, b_epoch = string.sub(a, 1, 6), string.sub(b, 1, 6)
-  if a_epoch ~= b_epoch then return b_epoch < a_epoch end
-  return string.sub(a, 7, 12) == string.sub(b, 7, 12) and string.sub(b, 13, 32) <= string.sub(a, 13, 32)
-end
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
-if epoch and tonumber(epoch) > tonumber(ARGV[1]) then return {2} end
-if not epoch then redis.call('HSET', KEYS[1], 'epoch', ARGV[1]) end
-local partitions, completes = tonumber(ARGV[2]), ARGV[3] == '1'
-local at = {}
-for p = 1, partitions do
-  at[p] = redis.call('GET', KEYS[p + 1]) or '00000000000000000000'
-  if at[p] < ARGV[2 * p + 2] then return {0, p, at[p]} end
-end
-local answer = {1}
-for i = partitions + 2, #KEYS do
-  local base, row = ARGV[2 * i], ARGV[2 * i + 1]
-  local stored = redis.call('GETRANGE', KEYS[i], 0, 31)
-  local write = #stored < 32 or (covers(base, stored) and not covers(stored, row))
-  if write then redis.call('SET', KEYS[i], row) else completes = false end
-  answer[#answer + 1] = write and 1 or 0
-end
-for p = 1, partitions do
-  if completes and at[p] < ARGV[2 * p + 3] then redis.call('SET', KEYS[p + 1], ARGV[2 * p + 3]) end
-end
-return answer
-"""
-
-# Raises the epoch when the partition count of the log changed: offsets of the old layout mean nothing in the new.
-# ARGV: partition count, and the epoch that the caller has written in so far (0: none).
-EPOCH_SCRIPT = """
-local partitions = redis.call('HGET', KEYS[1], 'partitions')
-local epoch = math.max(tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0'), tonumber(ARGV[2]), 1)
-if partitions and partitions ~= ARGV[1] then epoch = epoch + 1 end
-redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'epoch', epoch)
-return epoch
-"""
 
 
 class RowCodec:
@@ -117,6 +82,14 @@ class RowCodec:
         except RowError:
             self._bad_rows.labels("corrupt").inc()
             return None
+
+
+class Replacement(msgspec.Struct, frozen=True):
+    """A row to be written if the bytes stored for the user are still `stored`."""
+
+    user_id: str
+    stored: bytes | None
+    data: bytes
 
 
 class MemoryStore:
@@ -186,41 +159,57 @@ class RedisStore:
     raised may still have been written, and repeating it is harmless because of the fence.
     """
 
-    def __init__(self, client: "redis_asyncio.Redis", *, codec: RowCodec, key_prefix: str, log: str) -> None:
+    def __init__(
+        self,
+        client: "redis_asyncio.Redis",
+        *,
+        codec: RowCodec,
+        key_prefix: str,
+        log: str,
+        scripts: Literal["lua", "watch"] = "lua",
+    ) -> None:
         """Use `client`, which the caller closes; `log` is the topic whose progress is kept beside the rows."""
         self.client = client
+        self._caller: Caller = LuaCaller(client) if scripts == "lua" else WatchCaller(client)
         self._log = log
         self._epoch = 0
+        self._rebuilds = b""
         self._codec = codec
         self._prefix = key_prefix
         self._log_key = f"{key_prefix}:{{log}}:{log}"
 
     def key(self, user_id: str, kind: str = "u") -> str:
         """Return the key of a user's row; kind "bad": of bytes that were set aside."""
-        bucket = zlib.crc32(user_id.encode()) % BUCKETS
-        return f"{self._prefix}:{{b{bucket:02x}}}:{kind}:{user_id}"
+        return f"{self._prefix}:{{{bucket_of(user_id)}}}:{kind}:{user_id}"
 
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
         """Return the row of each user, a cold one where there is none; corrupt bytes are set aside."""
-        if not user_ids:
-            return []
-        keys = [self.key(user_id) for user_id in user_ids]
-        with _unavailable("load"):
-            answers = await self.client.mget(keys)
         rows = []
-        for user_id, data in zip(user_ids, answers, strict=True):
-            row = self._codec.unpack(data if isinstance(data, bytes) else None)
+        for user_id, data in zip(user_ids, await self.read(user_ids), strict=True):
+            row = self._codec.unpack(data)
             if row is None:
                 await self._set_aside(user_id)
                 row = self._codec.cold()
             rows.append(row)
         return rows
 
+    async def read(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes stored for each user, sound or not, None where there are none."""
+        if not user_ids:
+            return []
+        with unavailable("load"):
+            return await self._get([self.key(user_id) for user_id in user_ids])
+
+    async def _get(self, keys: list[str]) -> list[bytes | None]:
+        return [answer if isinstance(answer, bytes) else None for answer in await self.client.mget(keys)]
+
     async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
         """Write the updates that `state.may_replace` allows; return which were written.
 
         Raises:
-            StoreBehindError: Redis has less of a partition than the base of its progress; nothing was written.
+            StoreBehindError: Redis has less of a partition than the base of its progress, or rows were rebuilt under
+                the caller's feet; nothing was written, and what the caller caches is void.
+            EpochError: the epoch of this store is over.
         """
         written: list[bool] = []
         for start in range(0, max(1, len(updates)), KEYS_PER_CALL):
@@ -232,27 +221,47 @@ class RedisStore:
     async def _save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress], *, completes: bool) -> list[bool]:
         keys = [self._log_key, *(self._progress_key(step.partition) for step in progress)]
         keys += [self.key(update.user_id) for update in updates]
-        arguments = [b"%d" % number for number in (self._epoch, len(progress), completes)]
-        arguments += [offset_text(offset) for step in progress for offset in (step.base, step.offset)]
+        arguments = self._save_arguments(progress, completes=completes, rebuilds=self._rebuilds)
         arguments += [part for update in updates for part in (fence_text(update.base), self._codec.pack(update.row))]
-        verdict, *answers = await self._call(_SAVE, keys, arguments)
-        if verdict == _BEHIND:
-            which, applied = answers
-            raise StoreBehindError(progress[which - 1].partition, int(applied) - 1)
-        if verdict == _SUPERSEDED:
+        (answer,) = await self._call([save_call(keys, arguments)])
+        return self._written(answer, progress)
+
+    def _save_arguments(self, progress: Sequence[Progress], *, completes: bool, rebuilds: bytes) -> list[bytes]:
+        numbers = [b"%d" % number for number in (self._epoch, len(progress), completes)]
+        return [*numbers, rebuilds, *(offset_text(offset) for step in progress for offset in (step.base, step.offset))]
+
+    def _written(self, answer: list[Any], progress: Sequence[Progress]) -> list[bool]:
+        verdict, *details = answer
+        if verdict == BEHIND:
+            which, applied = details
+            raise StoreBehindError(progress[which - 1].partition, offset_of(applied))
+        if verdict == REBUILT:
+            self._rebuilds, at = details[0], [offset_of(has) for has in details[1:]]
+            behind = [(step.partition, min(step.base, has)) for step, has in zip(progress, at, strict=True)]
+            raise StoreBehindError(*(behind or [(-1, -1)])[0])
+        self._check_epoch(verdict)
+        return [bool(detail) for detail in details]
+
+    def _check_epoch(self, verdict: int) -> None:
+        if verdict == SUPERSEDED:
             raise EpochError(
-                f"epoch {self._epoch} of {self._log} is over: another worker saw its partition count change; "
-                "nothing was written; restart this worker"
+                f"epoch {self._epoch} of {self._log} is over: its partition count changed, or `rerank reset-epoch` was "
+                "called; nothing was written; restart this worker"
             )
-        return [bool(answer) for answer in answers]
 
     async def progress(self, partitions: Sequence[int]) -> list[int]:
         """Return the offset up to which each partition is applied, -1 for none."""
         if not partitions:
             return []
-        with _unavailable("progress"):
-            answers = await self.client.mget([self._progress_key(partition) for partition in partitions])
-        return [-1 if answer is None else int(answer) - 1 for answer in answers]
+        with unavailable("progress"):
+            answers = await self._get([self._progress_key(partition) for partition in partitions])
+        return [-1 if answer is None else offset_of(answer) for answer in answers]
+
+    async def rebuilds(self) -> int:
+        """Return how many rebuilds mended rows that a worker may have cached."""
+        with unavailable("rebuilds"):
+            answer: Any = await self.client.hget(self._log_key, "rebuilds")
+        return int(answer or 0)
 
     def _progress_key(self, partition: int) -> str:
         return f"{self._log_key}:{partition}"
@@ -262,54 +271,70 @@ class RedisStore:
 
         Called again after Redis lost it, it restores the epoch rather than starting over.
         """
-        arguments = [b"%d" % partitions, b"%d" % self._epoch]
-        self._epoch = int(await self._call(_EPOCH, [self._log_key], arguments))
+        return await self._enter_epoch([self._log_key], partitions, new=False)
+
+    async def reset_epoch(self, partitions: int, known_partitions: int) -> int:
+        """Start a new epoch with nothing applied of any partition below `known_partitions`; return it."""
+        keys = [self._log_key, *(self._progress_key(partition) for partition in range(known_partitions))]
+        return await self._enter_epoch(keys, partitions, new=True)
+
+    async def _enter_epoch(self, keys: list[str], partitions: int, *, new: bool) -> int:
+        arguments = [b"%d" % number for number in (partitions, self._epoch, new)]
+        ((self._epoch, rebuilds),) = await self._call([epoch_call(keys, arguments)])
+        self._rebuilds = b"%d" % rebuilds
         return self._epoch
 
-    async def _call(self, script: "_Script", keys: list[str], arguments: list[bytes]) -> Any:
-        with _unavailable(script.name):
-            try:
-                return await self.client.evalsha(script.sha, len(keys), *keys, *arguments)
-            except NoScriptError:
-                return await self.client.eval(script.text, len(keys), *keys, *arguments)
+    async def replace(self, replacements: Sequence[Replacement]) -> list[bool]:
+        """Write each row whose stored bytes are still `stored`; return which were written.
+
+        Raises:
+            EpochError: the epoch of this store is over; nothing was written.
+        """
+        written: list[bool] = []
+        for start in range(0, len(replacements), KEYS_PER_CALL):
+            chunk = replacements[start : start + KEYS_PER_CALL]
+            ((verdict, *answers),) = await self._call([self._replace_call(chunk, self._log_key)])
+            self._check_epoch(verdict)
+            written += [bool(answer) for answer in answers]
+        return written
+
+    def _replace_call(self, replacements: Sequence[Replacement], log_key: str) -> Call:
+        keys = [log_key, *(self.key(one.user_id) for one in replacements)]
+        rows = [part for one in replacements for part in (digest_of(one.stored), one.data)]
+        return replace_call(keys, [b"%d" % self._epoch, *rows])
+
+    async def rebuilt(self, offsets: Mapping[int, int], *, mended: bool) -> None:
+        """Bring each partition to at least its offset; `mended`: make workers drop what they cache.
+
+        Raises:
+            EpochError: the epoch of this store is over; nothing was written.
+        """
+        keys = [self._log_key, *(self._progress_key(partition) for partition in offsets)]
+        arguments = [b"%d" % self._epoch, b"%d" % mended, *map(offset_text, offsets.values())]
+        (answer,) = await self._call([rebuilt_call(keys, arguments)])
+        self._check_epoch(answer[0])
+
+    async def _call(self, calls: Sequence[Call]) -> list[list[Any]]:
+        with unavailable(calls[0].script.name):
+            return await self._caller.run(calls)
 
     async def _set_aside(self, user_id: str) -> None:
-        with _unavailable("quarantine"):
+        with unavailable("quarantine"):
             await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Script:
-    name: str
-    text: str
-
-    @property
-    def sha(self) -> str:
-        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
-
-
-_SAVE = _Script("save", SAVE_SCRIPT)
-_EPOCH = _Script("enter_epoch", EPOCH_SCRIPT)
-_BEHIND, _SUPERSEDED = 0, 2  # verdicts of the save script
+def bucket_of(user_id: str) -> str:
+    """Return the hash tag of a user."""
+    return f"b{zlib.crc32(user_id.encode()) % BUCKETS:02x}"
 
 
 @contextmanager
-def _unavailable(stage: str) -> Iterator[None]:
+def unavailable(stage: str) -> Iterator[None]:
+    """Turn what the client raises into StoreUnavailableError."""
     try:
         yield
-    except (RedisError, OSError, TimeoutError) as error:
+    except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
         raise StoreUnavailableError(
             f"Redis {stage}: {type(error).__name__}: {str(error)[:200]}; nothing was acked; "
             "check the server (`rerank doctor`)"
         ) from error
-
-
-def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
-    """Return a client whose every wait is bounded: redis-py's own defaults wait 59 s for a hung server."""
-    return redis_asyncio.Redis.from_url(
-        settings.url.get_secret_value(),
-        socket_timeout=settings.timeout_ms / 1000.0,
-        socket_connect_timeout=settings.connect_timeout_ms / 1000.0,
-        retry=Retry(NoBackoff(), 0),
-        health_check_interval=0,
-    )

@@ -6,12 +6,14 @@ is therefore pinned; tests/integration/test_transport.py guards every one of the
 """
 
 import logging
+import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from aiokafka import ConsumerRecord
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
 from faust.serializers import codecs
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message, StreamT
@@ -39,7 +41,7 @@ class FetchedBatch:
     committed as soon as every earlier batch of the partition is done too.
     """
 
-    __slots__ = ("_unsettled", "dropped", "partition", "records", "topic")
+    __slots__ = ("_unsettled", "dropped", "partition", "records", "settled_s", "topic")
 
     def __init__(self, records: list[ConsumerRecord]) -> None:
         """Hold at least one record."""
@@ -47,6 +49,7 @@ class FetchedBatch:
         self.partition: int = records[0].partition
         self.records = records
         self.dropped = False  # True: these records are read again, an agent that has not begun leaves them alone
+        self.settled_s = 0.0  # monotonic
         self._unsettled = len(records)
 
     @property
@@ -62,6 +65,7 @@ class FetchedBatch:
     def settle(self, count: int = 1) -> None:
         """Mark `count` more records as safe. Affects: what the consumer commits next."""
         self._unsettled -= count
+        self.settled_s = time.monotonic()
 
 
 # Faust's services log every step they take at INFO, under the module of their class.
@@ -129,6 +133,19 @@ class BatchConsumer(driver.Consumer):
         for start in range(0, len(fetched), size):
             yield FetchedBatch(fetched[start : start + size])
 
+    def high_water_offsets(self, topic: str) -> dict[int, int]:
+        """Return where the log of each assigned partition of a topic ended at its last fetch, if there was one."""
+        offsets = {}
+        for tp in self.assignment():
+            if tp.topic == topic:
+                try:
+                    offset = self.highwater(tp)
+                except (RuntimeError, KafkaError):  # a rebalance takes partitions away in another thread
+                    continue
+                if offset is not None and offset >= 0:
+                    offsets[tp.partition] = offset
+        return offsets
+
     def rewind(self, topic: str, partition: int, offset: int) -> None:
         """Read a partition again from `offset`, dropping what was delivered of it and is not done.
 
@@ -190,8 +207,9 @@ class BatchConsumer(driver.Consumer):
         return (tp for tp in list(self._delivered) if topics is None or tp in topics or tp.topic in topics)
 
     def _new_offset(self, tp: TP) -> int | None:
-        batches = self._delivered[tp]
-        while batches and batches[0].done:
+        batches, transport = self._delivered[tp], cast("BatchTransport", self.transport)
+        durable_s = time.monotonic() - transport.durable_after_s.get(tp.topic, 0.0)
+        while batches and batches[0].done and batches[0].settled_s <= durable_s:
             self._settled_offset[tp] = batches.popleft().next_offset
         return self._settled_offset.get(tp)
 
@@ -218,12 +236,17 @@ class BatchTransport(driver.Transport):
         *args: Any,
         fetch_max_wait_ms: int,
         max_batch_records: int,
+        durable_after_s: Mapping[str, float],
         on_start_offsets: Callable[[Mapping[TP, int]], None],
         **kwargs: Any,
     ) -> None:
-        """Call `on_start_offsets` before reading starts, with the committed offsets where there are any."""
+        """Call `on_start_offsets` before reading starts, with the committed offsets where there are any.
+
+        Commits of a topic in `durable_after_s` trail by so much: what was settled since may still be lost by Redis.
+        """
         super().__init__(*args, **kwargs)
         self.on_start_offsets = on_start_offsets
+        self.durable_after_s = durable_after_s
         self.fetch_max_wait_ms = fetch_max_wait_ms
         self.max_batch_records = max_batch_records
 

@@ -13,10 +13,11 @@ import redis
 from aiokafka import AIOKafkaConsumer
 
 from deploy.local import ChildProcess
+from stream_app.connection import connect
 from stream_app.scorer import load_artefact
 from stream_app.settings import RedisSettings
 from stream_app.state import UserRow, pack_row
-from stream_app.store import RedisStore, RowCodec, connect
+from stream_app.store import RedisStore, RowCodec
 from stream_app.telemetry import Telemetry
 from tests.bench.machine import REPOSITORY, rerank_command
 from tests.bench.topics import committed_records

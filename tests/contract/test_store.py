@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from deploy.local.redis import RedisServer
 from schemas.limits import Limits
 from stream_app.cache import CachedStore
+from stream_app.connection import connect
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
 from stream_app.pipeline import UserStore, apply_interactions
 from stream_app.settings import RedisSettings
 from stream_app.state import Fence, Progress, RowUpdate, UserRow, cold_row, fence_of, pack_row
-from stream_app.store import MemoryStore, RedisStore, RowCodec, connect
+from stream_app.store import MemoryStore, RedisStore, RowCodec
 from stream_app.telemetry import Telemetry
 from tests.builders import interaction
 from tests.fakes import SPACE, STATE_SIZE, FakeRecord, memory_store, record_of, serving

@@ -1,0 +1,185 @@
+"""Rows in a Redis Cluster: every bucket of users lives in one slot, so a batch is split by bucket.
+
+No call spans slots, so what one script does on one server takes three steps here: ask the log's slot whether this
+writer may write, save every bucket (one round trip to each node, rows and the bucket's own progress as one
+atom), then move the log's progress. DESIGN.md, "Redis Cluster", says what that is worth and what covers the rest.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from stream_app.errors import SettingsError, StoreBehindError
+from stream_app.guarded_calls import BEHIND, Call, save_call
+from stream_app.state import Progress, RowUpdate, fence_text, offset_of
+from stream_app.store import BUCKETS, RedisStore, Replacement, RowCodec, bucket_of, unavailable
+
+_NEVER = -1
+
+
+class ClusterStore(RedisStore):
+    """The store over a cluster client. Same contract; what is atomic is a bucket, not a batch."""
+
+    def __init__(
+        self,
+        client: Any,
+        *,
+        codec: RowCodec,
+        key_prefix: str,
+        log: str,
+        scripts: Literal["lua", "watch"] = "lua",
+    ) -> None:
+        """Use a cluster client, which the caller closes.
+
+        Raises:
+            SettingsError: scripts are off; without them a cluster would need a transaction a bucket.
+        """
+        if scripts != "lua":
+            raise SettingsError(
+                f"RERANK_REDIS__SCRIPTS={scripts!r}: a cluster needs scripts; the process does not start; set it to lua"
+            )
+        super().__init__(client, codec=codec, key_prefix=key_prefix, log=log)
+        self._partitions = 0
+        self._bucket_offsets: dict[tuple[str, int], int] = {}  # how far this writer brought a bucket
+
+    async def _get(self, keys: list[str]) -> list[bytes | None]:
+        by_tag: dict[str, list[int]] = defaultdict(list)
+        for at, key in enumerate(keys):
+            by_tag[key[key.index("{") : key.index("}")]].append(at)
+        pipe: Any = self.client.pipeline(transaction=False)
+        for places in by_tag.values():
+            pipe.mget([keys[at] for at in places])
+        found: list[bytes | None] = [None] * len(keys)
+        for places, answers in zip(by_tag.values(), await pipe.execute(), strict=True):
+            for at, answer in zip(places, answers, strict=True):
+                found[at] = answer
+        return found
+
+    async def _save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress], *, completes: bool) -> list[bool]:
+        await super()._save([], progress, completes=False)
+        by_bucket: dict[str, list[int]] = defaultdict(list)
+        for at, update in enumerate(updates):
+            by_bucket[bucket_of(update.user_id)].append(at)
+        written = [False] * len(updates)
+        if by_bucket:
+            calls = [
+                self._bucket_call(bucket, [updates[at] for at in places], progress)
+                for bucket, places in by_bucket.items()
+            ]
+            answers = await self._call(calls)
+            for (bucket, places), answer in zip(by_bucket.items(), answers, strict=True):
+                for at, ok in zip(places, self._bucket_written(bucket, answer, progress), strict=True):
+                    written[at] = ok
+        if completes and all(written) and progress:
+            await super()._save([], progress, completes=True)
+        return written
+
+    def _bucket_log_key(self, bucket: str) -> str:
+        return f"{self._prefix}:{{{bucket}}}:log:{self._log}"
+
+    def _bucket_call(self, bucket: str, updates: Sequence[RowUpdate], progress: Sequence[Progress]) -> Call:
+        log_key = self._bucket_log_key(bucket)
+        steps = [
+            Progress(step.partition, self._bucket_offsets.get((bucket, step.partition), _NEVER), step.offset)
+            for step in progress
+        ]
+        keys = [log_key, *(f"{log_key}:{self._epoch}:{step.partition}" for step in steps)]
+        keys += [self.key(update.user_id) for update in updates]
+        arguments = self._save_arguments(steps, completes=True, rebuilds=b"")
+        arguments += [part for update in updates for part in (fence_text(update.base), self._codec.pack(update.row))]
+        return save_call(keys, arguments)
+
+    def _bucket_written(self, bucket: str, answer: list[Any], progress: Sequence[Progress]) -> list[bool]:
+        """Return which rows were written; a bucket that lost what we wrote sends us back to what it has."""
+        verdict, *details = answer
+        if verdict == BEHIND:
+            step, has = progress[details[0] - 1], offset_of(details[1])
+            for known in [key for key in self._bucket_offsets if key[0] == bucket]:
+                del self._bucket_offsets[known]
+            raise StoreBehindError(step.partition, min(step.base, has))
+        written = self._written(answer, progress)
+        if all(written):
+            for step in progress:
+                place = (bucket, step.partition)
+                self._bucket_offsets[place] = max(step.offset, self._bucket_offsets.get(place, _NEVER))
+        return written
+
+    async def progress(self, partitions: Sequence[int]) -> list[int]:
+        """Return the offset up to which each partition is applied; -1 for all when a node came back empty."""
+        if partitions and self._partitions and await self._forgotten_buckets():
+            await self._mark(clear=range(self._partitions))
+        return await super().progress(partitions)
+
+    async def enter_epoch(self, partitions: int) -> int:
+        """As for one server; also marks every bucket, so that a node which comes back empty is noticed.
+
+        A bucket whose mark is missing although the log has one lost its rows: nothing counts as applied any more.
+        """
+        lost = await self._forgotten_buckets() if await self._is_marked() else []
+        self._partitions = partitions
+        epoch = await super().enter_epoch(partitions)
+        await self._mark(clear=range(partitions) if lost else ())
+        return epoch
+
+    async def reset_epoch(self, partitions: int, known_partitions: int) -> int:
+        """Start a new epoch; what is known of buckets belonged to the old one."""
+        self._bucket_offsets.clear()
+        return await super().reset_epoch(partitions, known_partitions)
+
+    async def _is_marked(self) -> bool:
+        with unavailable("enter_epoch"):
+            marked: Any = await self.client.hget(self._log_key, "buckets")
+        return marked is not None
+
+    async def _forgotten_buckets(self) -> list[str]:
+        """Return the buckets without a mark."""
+        buckets = [f"b{bucket:02x}" for bucket in range(BUCKETS)]
+        pipe: Any = self.client.pipeline(transaction=False)
+        for bucket in buckets:
+            pipe.hexists(self._bucket_log_key(bucket), "bucket")
+        with unavailable("marks"):
+            answers = await pipe.execute()
+        return [bucket for bucket, marked in zip(buckets, answers, strict=True) if not marked]
+
+    async def _mark(self, clear: range | tuple[()]) -> None:
+        """Mark every bucket, after taking back the progress of `clear`: in this order, a crash between is noticed."""
+        with unavailable("marks"):
+            for partition in clear:
+                await self.client.delete(self._progress_key(partition))
+            pipe: Any = self.client.pipeline(transaction=False)
+            for bucket in range(BUCKETS):
+                pipe.hset(self._bucket_log_key(f"b{bucket:02x}"), "bucket", 1)
+            await pipe.execute()
+            marking: Any = self.client.hset(self._log_key, "buckets", "1")
+            await marking
+
+    async def replace(self, replacements: Sequence[Replacement]) -> list[bool]:
+        """As for one server, bucket by bucket."""
+        by_bucket: dict[str, list[int]] = defaultdict(list)
+        for at, one in enumerate(replacements):
+            by_bucket[bucket_of(one.user_id)].append(at)
+        written = [False] * len(replacements)
+        if not by_bucket:
+            return written
+        calls = [
+            self._replace_call([replacements[at] for at in places], self._bucket_log_key(bucket))
+            for bucket, places in by_bucket.items()
+        ]
+        for places, answer in zip(by_bucket.values(), await self._call(calls), strict=True):
+            self._check_epoch(answer[0])
+            for at, ok in zip(places, answer[1:], strict=True):
+                written[at] = bool(ok)
+        return written
+
+    async def rebuilt(self, offsets: Mapping[int, int], *, mended: bool) -> None:
+        """As for one server; the rows of every bucket are there, so all of them are marked."""
+        await self._mark(clear=())
+        await super().rebuilt(offsets, mended=mended)
+
+
+def store_of(
+    client: Any, *, codec: RowCodec, key_prefix: str, log: str, scripts: Literal["lua", "watch"], cluster: bool
+) -> RedisStore:
+    """Return the store for a client of one server or of a cluster."""
+    kind = ClusterStore if cluster else RedisStore
+    return kind(client, codec=codec, key_prefix=key_prefix, log=log, scripts=scripts)

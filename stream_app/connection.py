@@ -1,0 +1,192 @@
+"""Connect to Redis: one server, a primary that Sentinel names, or a cluster.
+
+`RERANK_REDIS__URL`: `redis://` and `rediss://` (TLS) for one server, `redis+sentinel://HOST:PORT,HOST:PORT/SERVICE`,
+`redis+cluster://HOST:PORT,HOST:PORT`, and the same two with `rediss+`. User and password stand before the first host.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import redis.asyncio as redis_asyncio
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, RedisError, ResponseError
+
+from stream_app.errors import SettingsError
+from stream_app.settings import RedisSettings
+
+DEFAULT_PORT = 6379
+SENTINEL_PORT = 26379
+_VARIABLE = "RERANK_REDIS__URL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Address:
+    """A URL with several hosts, taken apart."""
+
+    hosts: list[tuple[str, int]]
+    service: str
+    username: str | None
+    password: str | None
+    tls: bool
+
+
+def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
+    """Return a client whose every wait is bounded: redis-py's own defaults wait 59 s for a hung server.
+
+    Raises:
+        SettingsError: the URL is none of the kinds above.
+    """
+    url = settings.url.get_secret_value()
+    options = _options(settings)
+    scheme = url.partition("://")[0]
+    try:
+        if scheme in ("redis", "rediss", "unix"):
+            if scheme == "rediss":
+                options |= _tls(settings)
+            return redis_asyncio.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+        address = _address(url)
+    except ValueError:
+        raise SettingsError(f"{_VARIABLE}: not a Redis address; the process does not start; use {_KINDS}") from None
+    options |= {"username": address.username, "password": address.password}
+    if address.tls:
+        options |= {"ssl": True, **_tls(settings)}
+    if scheme.endswith("+sentinel"):
+        return _through_sentinel(address, options)
+    client: Any = RedisCluster(
+        startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
+        cluster_error_retry_attempts=1,
+        retry=Retry(NoBackoff(), 0),
+        **options,
+    )
+    cluster: redis_asyncio.Redis = client
+    return cluster
+
+
+_KINDS = (
+    "redis://HOST:PORT/0, rediss://HOST:PORT/0, redis+sentinel://HOST:PORT,HOST:PORT/SERVICE or "
+    "redis+cluster://HOST:PORT,HOST:PORT"
+)
+
+
+def is_cluster(client: Any) -> bool:
+    """Tell whether a client speaks to a cluster."""
+    return isinstance(client, RedisCluster)
+
+
+async def check_connection(client: Any, settings: RedisSettings) -> None:
+    """Ask once at start, so that what only a person can mend is said in one sentence without a secret.
+
+    Raises:
+        SettingsError: wrong password, missing permission, or a certificate that cannot be trusted. A server that
+            is merely away is no such case: nothing is raised.
+    """
+    place = place_of(settings)
+    try:
+        await client.ping()
+        await client.mget([f"{settings.key_prefix}:{{log}}:"])
+        if settings.scripts == "lua":
+            await client.eval("return redis.call('GET', KEYS[1])", 1, f"{settings.key_prefix}:{{log}}:")
+    except (RedisError, RedisClusterException, OSError) as error:
+        for cause in _causes(error):
+            problem = _problem(cause, settings)
+            if problem is not None:
+                raise SettingsError(f"Redis {place}: {problem}") from None
+
+
+def _problem(error: BaseException, settings: RedisSettings) -> str | None:
+    text = str(error)
+    if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "invalid username-password")):
+        return f"refuses our user or password; the process does not start; correct them in {_VARIABLE}"
+    if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
+        return (
+            f"our user may not do what a worker does ({_permission(text)}); the process does not start; "
+            f"allow it (docs/operators.md, Redis) keys ~{settings.key_prefix}:*"
+            + (", or set RERANK_REDIS__SCRIPTS=watch" if settings.scripts == "lua" and "eval" in text else "")
+        )
+    if "CERTIFICATE" in text.upper() or "SSL" in text.upper():
+        return (
+            f"TLS failed ({_tls_reason(text)}); the process does not start; renew the server's certificate, or "
+            "name the authority that signed it in RERANK_REDIS__CA_FILE"
+        )
+    if isinstance(error, ResponseError) and "unknown command" in text and "eval" in text.lower():
+        return "scripts are forbidden there; the process does not start; set RERANK_REDIS__SCRIPTS=watch"
+    return None
+
+
+def _permission(text: str) -> str:
+    return text.removeprefix("NOPERM ").splitlines()[0][:120]
+
+
+def _tls_reason(text: str) -> str:
+    _, _, reason = text.partition("certificate verify failed: ")
+    return reason.split(" (_ssl")[0].rstrip(".")[:120] if reason else text.split(" (_ssl", maxsplit=1)[0][:120]
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
+
+
+def place_of(settings: RedisSettings) -> str:
+    """Return where the URL points, without user and password."""
+    url = settings.url.get_secret_value()
+    return url.partition("://")[2].rpartition("@")[2] or "?"
+
+
+def _options(settings: RedisSettings) -> dict[str, Any]:
+    return {
+        "socket_timeout": settings.timeout_ms / 1000.0,
+        "socket_connect_timeout": settings.connect_timeout_ms / 1000.0,
+        "health_check_interval": 0,
+    }
+
+
+def _tls(settings: RedisSettings) -> dict[str, Any]:
+    files = {
+        "ssl_ca_certs": settings.ca_file,
+        "ssl_certfile": settings.certificate_file,
+        "ssl_keyfile": settings.key_file,
+    }
+    return {name: str(path) for name, path in files.items() if path is not None}
+
+
+def _address(url: str) -> _Address:
+    scheme, _, rest = url.partition("://")
+    if scheme not in {f"redis{s}+{kind}" for s in ("", "s") for kind in ("sentinel", "cluster")}:
+        raise ValueError(scheme)
+    credentials, _, places = rest.rpartition("@")
+    hosts, _, service = places.partition("/")
+    default_port = SENTINEL_PORT if scheme.endswith("sentinel") else DEFAULT_PORT
+    username, _, password = credentials.partition(":")
+    address = _Address(
+        hosts=[_host(part.strip(), default_port) for part in hosts.split(",")],
+        service=service.partition("/")[0],
+        username=unquote(username) or None,
+        password=unquote(password) or None,
+        tls=scheme.startswith("rediss"),
+    )
+    if scheme.endswith("sentinel") and not address.service:
+        raise ValueError(url)
+    return address
+
+
+def _host(text: str, default_port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(text)
+    return parts.hostname, parts.port or default_port
+
+
+def _through_sentinel(address: _Address, options: dict[str, Any]) -> "redis_asyncio.Redis":
+    """Return a client that asks the sentinels for the primary whenever it connects."""
+    own = {name: value for name, value in options.items() if name not in ("username", "password")}
+    sentinel = Sentinel(address.hosts, sentinel_kwargs={**own, "retry": Retry(NoBackoff(), 0)})  # type: ignore[no-untyped-call]
+    client: redis_asyncio.Redis = sentinel.master_for(address.service, retry=Retry(NoBackoff(), 0), **options)
+    return client

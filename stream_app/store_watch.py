@@ -1,0 +1,88 @@
+"""Twice a second: does Redis still have what was applied, and does the log still reach as far as Redis?"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from stream_app.errors import LogRecreatedError, StoreUnavailableError
+from stream_app.guarded_store import GuardedStore
+from stream_app.pipeline import AppliedOffsets
+from stream_app.store import RedisStore
+
+logger = logging.getLogger(__name__)
+
+STORE_WATCH_S = 0.5
+# A high-water offset is as old as the last fetch; one that stays behind Redis for so many looks is the log's end.
+LOOKS_BEFORE_RECREATED = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the watch may do, and what it asks. `high_water_offsets` holds every partition that was fetched from."""
+
+    rewind: Callable[[int, int], None]
+    drop_cache: Callable[[], None]
+    fail: Callable[[Exception], None]
+    high_water_offsets: Callable[[], Mapping[int, int]]
+
+
+class StoreWatch:
+    """Owner: the worker's event loop. Runs until cancelled, or until the log proves to be another one."""
+
+    def __init__(self, rows: RedisStore, guarded: GuardedStore, applied: AppliedOffsets, hooks: Hooks) -> None:
+        """Watch the progress of the partitions in `applied`, and of those that are fetched from."""
+        self._rows, self._guarded, self._applied, self._hooks = rows, guarded, applied, hooks
+        self._rebuilds: int | None = None
+        self._beyond_end = Counter[int]()
+
+    async def run(self) -> None:
+        """Look, twice a second."""
+        while True:
+            await asyncio.sleep(STORE_WATCH_S)
+            known = dict(self._applied.offsets)  # before asking: what is applied meanwhile is in the answer
+            try:
+                partitions = sorted(known.keys() | self._hooks.high_water_offsets().keys()) or [0]
+                stored = dict(zip(partitions, await self._rows.progress(partitions), strict=True))
+                rebuilds = await self._rows.rebuilds()
+            except StoreUnavailableError as error:
+                self._guarded.failed(str(error))
+                continue
+            self._guarded.succeeded()
+            if self._rebuilds not in (None, rebuilds):
+                self._hooks.drop_cache()
+            self._rebuilds = rebuilds
+            self._find_lost(known, stored)
+            try:
+                self.find_recreated(stored, self._hooks.high_water_offsets())
+            except LogRecreatedError as error:
+                self._hooks.fail(error)
+                return
+
+    def _find_lost(self, known: Mapping[int, int], stored: Mapping[int, int]) -> None:
+        for partition, offset in known.items():
+            if stored[partition] < min(offset, self._applied.offsets.get(partition, -1)):
+                logger.warning("event=store_behind partition=%s offset=%s has=%s", partition, offset, stored[partition])
+                self._hooks.rewind(partition, stored[partition])
+
+    def find_recreated(self, stored: Mapping[int, int], high_water_offsets: Mapping[int, int]) -> None:
+        """Compare how far Redis has the log with where the log ends.
+
+        Raises:
+            LogRecreatedError: Redis was ahead of the end for several looks in a row.
+        """
+        beyond = set(beyond_end(stored, high_water_offsets))
+        self._beyond_end = Counter({partition: self._beyond_end[partition] + 1 for partition in beyond})
+        for partition in sorted(beyond):
+            if self._beyond_end[partition] >= LOOKS_BEFORE_RECREATED:
+                raise LogRecreatedError(partition, stored[partition], high_water_offsets[partition])
+
+
+def beyond_end(applied_offsets: Mapping[int, int], high_water_offsets: Mapping[int, int]) -> Iterable[int]:
+    """Return the partitions that are applied further than their log reaches."""
+    return (
+        partition
+        for partition, offset in applied_offsets.items()
+        if partition in high_water_offsets and offset >= high_water_offsets[partition]
+    )
