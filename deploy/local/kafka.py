@@ -40,19 +40,23 @@ class EmbeddedKafka(LocalServer):
     name = "embedded-kafka"
     ready_timeout_s: ClassVar[float] = 20.0
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, advertised_port: int | None = None) -> None:
         """Find the program and create the folder.
+
+        `advertised_port`: of a proxy in front of the broker; clients are sent there.
 
         Raises:
             LocalStackError: the wheel is missing or has no program for this machine.
         """
         self._program = find_embedded_program()
+        self._advertised_port = advertised_port
         self._cluster_id = f"local-{uuid.uuid4().hex[:12]}"
         super().__init__(directory)
 
     def command(self) -> list[str]:
         """Return the command line."""
         url = f"tcp://{self.address}"
+        advertised_url = f"tcp://{LOOPBACK}:{self._advertised_port}" if self._advertised_port else url
         return [
             self._program,
             "broker",
@@ -61,7 +65,7 @@ class EmbeddedKafka(LocalServer):
             "--listener-url",
             url,
             "--advertised-listener-url",
-            url,
+            advertised_url,
             "--storage-engine",
             "memory://tansu/",
         ]
@@ -80,7 +84,7 @@ class ApacheKafka(LocalServer):
     """One Apache Kafka node, broker and controller in one (KRaft). A restart keeps topics and groups."""
 
     name = "apache-kafka"
-    port_count: ClassVar[int] = 2
+    port_count: ClassVar[int] = 3
 
     def __init__(
         self,
@@ -90,10 +94,12 @@ class ApacheKafka(LocalServer):
         heap_megabytes: int = 512,
         settings: Mapping[str, str | int] | None = None,
         member: ClusterMember | None = None,
+        proxy_port: int | None = None,
     ) -> None:
         """Find Kafka and Java and create the folder.
 
-        `settings` are added to `server.properties`; with `member` it is one node of a cluster.
+        `settings` are added to `server.properties`; with `member` it is one node of a cluster. Clients that come
+        through `proxied_address` are told to come to `proxy_port`, where a proxy listens; others are not.
 
         Raises:
             LocalStackError: KAFKA_HOME or Java is missing.
@@ -103,8 +109,14 @@ class ApacheKafka(LocalServer):
         self._heap_megabytes = heap_megabytes
         self._settings = dict(settings or {})
         self._member = member
+        self._proxy_port = proxy_port
         self._cluster_id = member.cluster_id if member else new_cluster_id()
         super().__init__(directory)
+
+    @property
+    def proxied_address(self) -> str:
+        """The `host:port` that a proxy forwards to."""
+        return f"{LOOPBACK}:{self.ports[2]}"
 
     def command(self) -> list[str]:
         """Write server.properties, format the data folder once, and return the command line."""
@@ -136,17 +148,20 @@ class ApacheKafka(LocalServer):
         self.start()
 
     def _properties(self) -> dict[str, str | int]:
-        client, controller = self.ports
+        client, controller, proxied = self.ports
+        proxy_port = self._proxy_port or proxied
         voters = ",".join(f"{node}@{LOOPBACK}:{port}" for node, port in self._voters().items())
         return {
             "process.roles": "broker,controller",
             "node.id": self._member.node_id if self._member else 1,
             "controller.quorum.voters": voters,
-            "listeners": f"PLAINTEXT://{LOOPBACK}:{client},CONTROLLER://{LOOPBACK}:{controller}",
-            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{client}",
+            "listeners": (
+                f"PLAINTEXT://{LOOPBACK}:{client},CONTROLLER://{LOOPBACK}:{controller},PROXIED://{LOOPBACK}:{proxied}"
+            ),
+            "advertised.listeners": f"PLAINTEXT://{LOOPBACK}:{client},PROXIED://{LOOPBACK}:{proxy_port}",
             "inter.broker.listener.name": "PLAINTEXT",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,PROXIED:PLAINTEXT",
             "log.dirs": str(self.directory / "data"),
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": 1,

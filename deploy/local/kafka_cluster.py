@@ -23,12 +23,14 @@ class ApacheKafkaCluster:
         *,
         nodes: int = 3,
         settings: Mapping[str, str | int] | None = None,
+        proxy_ports: Mapping[int, int] | None = None,
     ) -> None:
-        """Keep the description; nothing runs yet."""
+        """Keep the description; nothing runs yet. `proxy_ports`: by node, see ApacheKafka."""
         self._directory = directory
         self._home = home
         self._node_count = nodes
         self._settings = {**_cluster_settings(nodes), **(settings or {})}
+        self._proxy_ports = dict(proxy_ports or {})
         self._nodes: dict[int, ApacheKafka] = {}
 
     @property
@@ -79,13 +81,20 @@ class ApacheKafkaCluster:
         self.stop()
 
     def _start_all(self) -> None:
-        ports = free_ports(2 * self._node_count)
-        voters = {number: ports[2 * number - 1] for number in range(1, self._node_count + 1)}
+        ports = free_ports(3 * self._node_count)
+        voters = {number: ports[3 * number - 2] for number in range(1, self._node_count + 1)}
         cluster_id = new_cluster_id()
         for number, controller_port in voters.items():
             member = ClusterMember(node_id=number, cluster_id=cluster_id, voters=voters)
-            node = ApacheKafka(self._directory, self._home, heap_megabytes=384, settings=self._settings, member=member)
-            node.ports = [ports[2 * number - 2], controller_port]
+            node = ApacheKafka(
+                self._directory,
+                self._home,
+                heap_megabytes=384,
+                settings=self._settings,
+                member=member,
+                proxy_port=self._proxy_ports.get(number),
+            )
+            node.ports = [ports[3 * number - 3], controller_port, ports[3 * number - 1]]
             self._nodes[number] = node
         for node in self._nodes.values():
             node.launch()
