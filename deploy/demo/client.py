@@ -17,6 +17,7 @@ from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 FETCH_MAX_WAIT_MS = 5
 _FETCH_BYTES = 4 * 1_048_576
 _SEND_CHUNK = 2_000
+_STOP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +68,12 @@ class Client:
             raise self._lost(error) from error
 
     async def stop(self) -> None:
-        """Disconnect."""
-        for connection in (self._consumer, self._producer):
-            if connection is not None:
-                await connection.stop()
+        """Disconnect; from a broker that is gone after a few seconds."""
+        connections = [one for one in (self._consumer, self._producer) if one is not None]
         self._consumer = self._producer = None
+        # The consumer raises CancelledError of a task of its own when the broker is gone.
+        stopping = asyncio.gather(*(one.stop() for one in connections), return_exceptions=True)
+        await asyncio.wait({stopping}, timeout=_STOP_TIMEOUT_S)
 
     async def send_interactions(self, interactions: Sequence[Interaction]) -> list[After]:
         """Produce interactions and return where each one lies, once all are acknowledged."""

@@ -84,7 +84,7 @@ class RichDisplay:
 
     def say(self, line: str) -> None:
         """Write the line."""
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, title: str) -> Iterator[Advance]:

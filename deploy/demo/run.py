@@ -4,9 +4,10 @@ import asyncio
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import orjson
 
 from deploy.demo.arms import ARMS, scripts_of
 from deploy.demo.client import Client
+from deploy.demo.errors import DemoError
 from deploy.demo.figure import draw, require_matplotlib
 from deploy.demo.measure import Ledger, offline_quality, offline_ranks, streamed_quality
 from deploy.demo.prepare import MODEL, Dataset, find_log, load, train_artefact
@@ -22,7 +24,8 @@ from deploy.demo.report import Measured, as_json, verdict, write_lists
 from deploy.demo.traffic import Counts, Traffic
 from deploy.demo.versions import versions
 from deploy.demo.worker import WorkerProcess
-from deploy.local import LocalStack
+from deploy.local import LocalStack, LocalStackError
+from deploy.local.server import LocalServer
 from schemas.topics import topic_name
 from stream_app.settings import load_settings
 from stream_app.topic_admin import create_topics
@@ -96,7 +99,8 @@ def run(options: Options, display: Display) -> Result:
     ledger = Ledger([dataset.log.item_ids[one.candidate_items[one.true_position]] for one in dataset.lists])
     with tempfile.TemporaryDirectory(prefix="rerank-demo-") as folder, ExitStack() as running:
         with watch.phase("servers"):
-            place = place_of(running.enter_context(LocalStack(Path(folder))))
+            stack = running.enter_context(LocalStack(Path(folder)))
+            place = place_of(stack)
         display.say(_where(place))
         with watch.phase("training"), display.task(f"training {MODEL}") as advance:
             manifest = train_artefact(
@@ -107,7 +111,9 @@ def run(options: Options, display: Display) -> Result:
             worker = running.enter_context(WorkerProcess(Path(folder), place.environment_for(artefact)))
         display.say(f"worker is ready after {watch.seconds['worker']:.1f} s; replaying the test part through Kafka")
         with watch.phase("stream"):
-            counts = _stream(dataset, ledger, place, worker, options.out / "demo-slates.jsonl", display)
+            counts = _stream(
+                dataset, ledger, place, partial(_check, worker, stack), options.out / "demo-slates.jsonl", display
+            )
     with watch.phase("offline"):
         offline = offline_ranks(artefact, dataset.log, dataset.m, dataset.lists)
     users = np.array([one.user_index for one in dataset.lists])
@@ -153,7 +159,7 @@ def place_of(stack: LocalStack) -> Place:
 
 
 def _stream(
-    dataset: Dataset, ledger: Ledger, place: Place, worker: WorkerProcess, slates_path: Path, display: Display
+    dataset: Dataset, ledger: Ledger, place: Place, check: Callable[[], None], slates_path: Path, display: Display
 ) -> Counts:
     scripts = scripts_of(dataset.log, dataset.m, dataset.lists)
     client = Client(place.bootstrap_servers, place.topic_prefix)
@@ -164,7 +170,25 @@ def _stream(
             advance(ledger.slates, len(ARMS) * len(dataset.lists), _so_far(ledger))
 
         traffic = Traffic(client, dataset.log, dataset.lists, ledger, on_slate)
-        return asyncio.run(traffic.play([scripts[arm] for arm in ARMS], worker.check))
+        return asyncio.run(traffic.play([scripts[arm] for arm in ARMS], check))
+
+
+def _check(worker: WorkerProcess, stack: LocalStack) -> None:
+    """Raise DemoError when a process that the replay needs is gone: waiting for answers would take minutes."""
+    worker.check()
+    for server in _own_servers(stack):
+        if not server.is_running:
+            raise DemoError(
+                f"{server.name}: ended with exit code {server.child.popen.returncode}, the replay cannot go on; "
+                f"its last words:\n{server.child.log_tail()}"
+            )
+
+
+def _own_servers(stack: LocalStack) -> Iterator[LocalServer]:
+    with suppress(LocalStackError):  # given from outside
+        yield stack.kafka
+    with suppress(LocalStackError):
+        yield stack.redis
 
 
 def _write(measured: Measured, out: Path) -> list[Path]:
@@ -190,7 +214,7 @@ def _about(dataset: Dataset) -> str:
 
 def _where(place: Place) -> str:
     shown = place.versions
-    prefix = f", topics {place.topic_prefix}*" if place.topic_prefix else ""
+    prefix = f", topics {place.topic_prefix}* (they stay)" if place.topic_prefix else ""
     return (
         f"{shown['broker']} Kafka broker {shown['broker_version'] or ''} on {place.bootstrap_servers}{prefix}, "
         f"Redis {shown['redis']}"

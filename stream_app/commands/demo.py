@@ -68,7 +68,8 @@ def _run(data: str, seed: int, most_lists: int | None, out: Path) -> "Result":
     from deploy.demo.progress import display  # noqa: PLC0415 - torch costs a second that other commands need not pay
     from deploy.demo.run import Options, run  # noqa: PLC0415
 
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # our errors say the same, with a remedy
+    for name in ("aiokafka", "asyncio"):  # our errors say the same, with a remedy
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     return run(Options(data=data, seed=seed, most_lists=most_lists, out=out), display())
 
 
