@@ -19,6 +19,7 @@ from schemas.limits import Limits
 from schemas.topics import TRACE_HEADERS
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError, TransientError
 from stream_app.pipeline import (
+    MODEL_NONFINITE,
     Answer,
     Applied,
     AppliedOffsets,
@@ -38,6 +39,7 @@ from stream_app.pipeline import (
     no_rows_at_hand,
     reached,
 )
+from stream_app.slate import COLD_ITEMS, COLD_USER, NONFINITE_SCORE
 from stream_app.state import FoldCounts, Progress
 from stream_app.telemetry import Telemetry
 from stream_app.transport import FetchedBatch, micro_batches
@@ -49,6 +51,7 @@ RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 MODEL_ATTEMPTS = 5
 OUTSTANDING_PUBLISHES = 8
+STAGES = ("queue", "state", "score", "total")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,8 @@ class Agent:
 class InteractionsAgent(Agent):
     """decode -> load -> advance -> save, then settle. Interactions are never shed: they wait for Redis."""
 
+    retrying = False  # True while Redis or the model made it wait: its partitions stand still for a reason
+
     async def _process(self, batches: Sequence[FetchedBatch]) -> None:
         current = [batch for batch in batches if not batch.dropped]
         while current:
@@ -165,7 +170,9 @@ class InteractionsAgent(Agent):
         await self._publish_dead_letters(applied.dead_letters)
         for count in fields(applied.counts):
             self._context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
+        now_ms = self._context.clock.now_ms()
         for batch in batches:
+            self._context.telemetry.freshness.observe(max(0.0, now_ms - batch.records[0].timestamp) / 1000.0)
             batch.settle(len(batch.records))
 
     async def _apply(self, records: Sequence[Record]) -> Applied | None:
@@ -216,9 +223,11 @@ class InteractionsAgent(Agent):
                 attempts += 1
                 if not isinstance(error, StoreUnavailableError) and attempts >= MODEL_ATTEMPTS:
                     raise
+                self.retrying = True
                 context.telemetry.retries.labels("interactions").inc()
                 logger.warning("event=retry attempt=%s records=%s %s", attempts, len(records), error)
             else:
+                self.retrying = False
                 self._advance(progress)
                 return applied
             await self._pause(pause_s)
@@ -239,10 +248,22 @@ class ListsAgent(Agent):
             clock=context.clock,
             at_hand=context.at_hand,
         )
+        telemetry = context.telemetry
+        self._queue, self._state, self._score, self._total = map(telemetry.duration.labels, STAGES)
+        self._counters = {
+            COLD_USER: telemetry.cold_users,
+            COLD_ITEMS: telemetry.cold_items,
+            NONFINITE_SCORE: telemetry.nonfinite,
+            MODEL_NONFINITE: telemetry.nonfinite,
+        }
         self._parked: list[ListRequest] = []
         self._parked_some = asyncio.Event()
         self._publishes: set[asyncio.Task[None]] = set()
         self._free_publishes = asyncio.Semaphore(OUTSTANDING_PUBLISHES)
+
+    def parked_partitions(self) -> set[tuple[str, int]]:
+        """Return the topic and partition of every list that waits for its `after`."""
+        return {(request.record.topic, request.record.partition) for request in self._parked}
 
     async def drained(self) -> None:
         """Return when nothing is in hand and every answer is acknowledged; parked lists do not count."""
@@ -317,14 +338,28 @@ class ListsAgent(Agent):
             return
         finally:
             self._free_publishes.release()
-        telemetry = self._context.telemetry
-        duration = telemetry.duration.labels("total")
         for answer in answers:
             answer.to.batch.settle()
-            duration.observe(answer.slate.timing_ms.total / 1000.0)
+        self._count(answers)
+
+    def _count(self, answers: Sequence[Answer]) -> None:
+        telemetry = self._context.telemetry
+        for answer in answers:
+            slate, timing_ms = answer.slate, answer.slate.timing_ms
+            self._queue.observe(timing_ms.queue / 1000.0)
+            self._state.observe(timing_ms.state / 1000.0)
+            self._score.observe(timing_ms.score / 1000.0)
+            self._total.observe(timing_ms.total / 1000.0)
+            if slate.outcome == "ranked":
+                telemetry.candidates.observe(len(slate.item_ids))
+                if slate.state.events:
+                    telemetry.staleness.observe(slate.state.age_ms / 1000.0)
         outcomes = Counter((answer.slate.outcome, ",".join(answer.slate.reasons)) for answer in answers)
         for (outcome, reasons), count in outcomes.items():
             telemetry.requests.labels(outcome, reasons).inc(count)
+        for reason, count in Counter(reason for answer in answers for reason in answer.slate.reasons).items():
+            if reason in self._counters:
+                self._counters[reason].inc(count)
 
     def _output(self, answer: Answer) -> OutputRecord:
         slate = answer.slate

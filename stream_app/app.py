@@ -6,10 +6,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import faust
 from faust.types import TP
@@ -25,20 +26,23 @@ from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import SettingsError, TransientError
 from stream_app.guarded_store import GuardedStore
+from stream_app.health import HealthServer
 from stream_app.pipeline import AppliedOffsets, Serving
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
+from stream_app.starting import EndRequested, Start
 from stream_app.store import RedisStore, RowCodec
 from stream_app.store_watch import Hooks, StoreWatch
+from stream_app.supervision import Condition, EventLoopLag, Partition, ProgressWatch, Standing, probes, separated
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import admin_client, partition_counts, topic_problems
 from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
 
 logger = logging.getLogger(__name__)
 
-# A queue slot holds a batch of up to max_poll_records, so a few fill the memory that one record each would not.
-BUFFERED_BATCHES = 16
+# The transport bounds what is delivered, partition by partition; a full queue of Faust's would block all of them.
+BUFFERED_BATCHES = 1_000_000
 REVOKE_GRACE_S = 2.0
 # Allocations before a collection. A micro-batch allocates thousands of records that die together and hold no
 # cycles; at Python's 700 an interaction costs a fifth more CPU (tests/bench/bench_stages.py).
@@ -122,23 +126,52 @@ class Worker:
         self._settings = settings
         self._announce = announce
         self._log = topic_name(settings.topic_prefix, "interactions")
+        self._inputs = [topic_name(settings.topic_prefix, name) for name in CO_PARTITIONED]
         self._telemetry = Telemetry()
         self._applied = AppliedOffsets()
         self._end = asyncio.Event()
-        self._failure: Exception | None = None
-        self._ready = False
+        self._condition = Condition()
+        self._loop_lag = EventLoopLag(self._telemetry)
+        self._http_port: int | None = None
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT (0), or until something fails that a restart may mend (1)."""
-        settings = self._settings
         self._listen_to_signals()
+        async with self._health():
+            try:
+                await self._start_and_serve()
+            except EndRequested:
+                logger.info("event=stopped before it was ready")
+            except TransientError as error:
+                self._fail(error)
+        return 0 if self._condition.failure is None else 1
+
+    @asynccontextmanager
+    async def _health(self) -> AsyncIterator[None]:
+        """Measure the event loop and, with a port, answer who asks, for the length of a block."""
+        lag = asyncio.create_task(self._loop_lag.watch())
+        http = self._settings.http
+        server = HealthServer(http, probes=probes(self._condition, self._loop_lag), registry=self._telemetry.registry)
+        try:
+            if http.port is not None:
+                self._telemetry.describe_process()
+                self._http_port = await server.start()
+            yield
+        finally:
+            lag.cancel()
+            await server.stop()
+
+    async def _start_and_serve(self) -> None:
+        settings = self._settings
         artefact = load_artefact(_artefact_directory(settings))
-        partitions = await _interaction_partitions(settings)
+        self._condition.model = f"{artefact.manifest.name}:{artefact.manifest.version}"
+        self._telemetry.show_model(artefact.manifest)
+        start = Start(end=self._end, timeout_s=settings.join_timeout_s)
+        partitions = await start.keep_trying("broker", partial(_interaction_partitions, settings))
         redis = connect(settings.redis)
         publisher = KafkaPublisher(settings.kafka)
         try:
-            await check_connection(redis, settings.redis)
-            await publisher.start()
+            await start.keep_trying("broker", publisher.start)
             codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)
             rows = store_of(
                 redis,
@@ -148,13 +181,13 @@ class Worker:
                 scripts=settings.redis.scripts,
                 cluster=is_cluster(redis),
             )
-            epoch = await rows.enter_epoch(partitions)
+            epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, partitions))
+            self._condition.redis_answers = True
             spare_the_collector()
             await self._serve(artefact, rows, publisher, epoch)
         finally:
             await publisher.stop()
             await redis.aclose()
-        return 0 if self._failure is None else 1
 
     async def _serve(self, artefact: Artefact, rows: RedisStore, publisher: KafkaPublisher, epoch: int) -> None:
         """Run the app until the end is asked for, then let the agents finish and commit."""
@@ -197,6 +230,7 @@ class Worker:
             lists.drop_parked()
             store.drop()
             self._applied.drop()
+            self._condition.assigned = ()
 
         tasks = [
             asyncio.create_task(wait)
@@ -204,10 +238,12 @@ class Worker:
                 lists.watch_parked(),
                 self._watch_join(),
                 self._store_watch(app, rows, guarded, context, store).run(),
+                self._progress_watch(app, interactions, lists, guarded, publisher).watch(),
             )
         ]
         tasks += self._start(app)
         await self._end.wait()
+        self._condition.stopping = True
         interactions.stop()
         lists.stop()
         await _within(settings.grace_s / 2.0, interactions.drained(), lists.drained())
@@ -262,9 +298,16 @@ class Worker:
         self._telemetry.partitions.set(len(partitions))
         assignment = sorted((tp.topic, tp.partition) for tp in partitions)
         logger.info("event=assigned partitions=%s", assignment)
-        if not self._ready:
-            self._ready = True
-            self._announce({"event": "ready", "model": model.name, "version": model.version, "partitions": assignment})
+        self._condition.assigned = assignment
+        if (problem := separated(assignment, self._inputs)) is not None:
+            self._fail(TransientError(problem))
+            return
+        if not self._condition.was_ready:
+            self._condition.was_ready = True
+            http = {} if self._http_port is None else {"http_port": self._http_port}
+            self._announce(
+                {"event": "ready", "model": model.name, "version": model.version, "partitions": assignment, **http}
+            )
 
     def _store_watch(
         self, app: RerankApp, rows: RedisStore, guarded: GuardedStore, context: AgentContext, store: CachedStore
@@ -277,10 +320,37 @@ class Worker:
         )
         return StoreWatch(rows, guarded, self._applied, hooks)
 
+    def _progress_watch(
+        self,
+        app: RerankApp,
+        interactions: InteractionsAgent,
+        lists: ListsAgent,
+        guarded: GuardedStore,
+        publisher: KafkaPublisher,
+    ) -> ProgressWatch:
+        def standings() -> dict[Partition, Standing]:
+            self._condition.circuit = guarded.state
+            found = cast("BatchConsumer", app.consumer).standings() if self._condition.assigned else {}
+            return {(tp.topic, tp.partition): standing for tp, standing in found.items()}
+
+        def excused() -> set[Partition]:
+            waiting = {one for one in self._condition.assigned if one[0] == self._log and interactions.retrying}
+            return waiting | lists.parked_partitions()
+
+        return ProgressWatch(
+            stall_after_s=self._settings.stall_after_s,
+            standings=standings,
+            excused=excused,
+            broker_answers=publisher.reaches_broker,
+            fail=self._fail,
+            condition=self._condition,
+            telemetry=self._telemetry,
+        )
+
     async def _watch_join(self) -> None:
         """End a worker that does not join: Faust logs a fatal join error once and then idles for ever."""
         await asyncio.sleep(self._settings.join_timeout_s)
-        if not self._ready:
+        if not self._condition.was_ready:
             self._fail(
                 TransientError(
                     f"no partitions assigned in {self._settings.join_timeout_s:g} s; nothing is served; look at the "
@@ -298,8 +368,8 @@ class Worker:
 
     def _fail(self, error: Exception) -> None:
         """End the worker with its input unacked."""
-        if self._failure is None:
-            self._failure = error
+        if self._condition.failure is None:
+            self._condition.failure = error
             logger.error("event=failed %s", error, exc_info=error)
             self._end.set()
 
@@ -340,6 +410,11 @@ async def _interaction_partitions(settings: Settings) -> int:
     if problems:
         raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
     return counts[topic_name(settings.topic_prefix, "interactions")]
+
+
+async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partitions: int) -> int:
+    await check_connection(redis, settings.redis)
+    return await rows.enter_epoch(partitions)
 
 
 async def _within(seconds: float, *waits: Awaitable[object]) -> None:

@@ -5,13 +5,15 @@ import logging
 from collections.abc import Awaitable, Sequence
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, UnknownError
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownError
 
-from stream_app.errors import PublishError
+from stream_app.errors import PublishError, TransientError
 from stream_app.pipeline import OutputRecord
 from stream_app.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 5.0
 
 # aiokafka's own 16 kB holds some twenty slates: a micro-batch would wait for several round trips.
 MAX_BATCH_BYTES = 262_144
@@ -50,10 +52,23 @@ class KafkaPublisher:
         )
         try:
             await producer.start()
-        except KafkaError:
+        except KafkaConnectionError as error:
+            await producer.stop()
+            raise TransientError(f"broker {self._settings.bootstrap_servers!r}: {error}; nothing is served") from error
+        except BaseException:  # cancelled as well: a producer that is not stopped keeps its connections
             await producer.stop()
             raise
         return producer
+
+    async def reaches_broker(self) -> bool:
+        """Tell whether the broker answers a question for metadata."""
+        if self._producer is None:
+            return False
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return bool(await self._producer.client.force_metadata_update())
+        except (KafkaError, TimeoutError):
+            return False
 
     async def send(self, records: Sequence[OutputRecord]) -> Awaitable[None]:
         """Enqueue the records in order; await the result to know that all are acknowledged.

@@ -55,6 +55,15 @@ class RedisSettings(BaseModel):
         return (default_ms if self.durability_window_ms is None else self.durability_window_ms) / 1000.0
 
 
+class HttpSettings(BaseModel):
+    """Where health and telemetry are served; nowhere without a port."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int | None = Field(default=None, ge=0, le=65_535)
+
+
 class Settings(BaseSettings):
     """Everything a worker is told from outside.
 
@@ -65,6 +74,7 @@ class Settings(BaseSettings):
 
     kafka: KafkaSettings = KafkaSettings()
     redis: RedisSettings = RedisSettings()
+    http: HttpSettings = HttpSettings()
     artefact: Path | None = None
     group_id: str = Field(default="rerank", min_length=1, max_length=200)
     topic_prefix: str = Field(default="", max_length=100, pattern=r"^[A-Za-z0-9._-]*$")
@@ -76,7 +86,7 @@ class Settings(BaseSettings):
     cached_users: int = Field(default=100_000, ge=0)
     future_tolerance_ms: int = Field(default=300_000, ge=0)
     join_timeout_s: float = Field(default=120.0, gt=0)
-    metrics_port: int | None = Field(default=None, ge=0, le=65_535)
+    stall_after_s: float = Field(default=60.0, gt=0)
     grace_s: float = Field(default=10.0, gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

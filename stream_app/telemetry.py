@@ -1,11 +1,23 @@
 """Counters and timings of a worker, under the names of docs/operators.md. No user or item is ever a label."""
 
+import platform
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, Histogram, ProcessCollector
+
+from models.manifest import Manifest
 
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+AGE_BUCKETS_S = (0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 86_400.0, 604_800.0)
 SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class Telemetry:
@@ -57,9 +69,68 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def serve(self, port: int) -> None:
-        """Serve the metrics on 127.0.0.1 from a thread of their own."""
-        start_http_server(port, addr="127.0.0.1", registry=self.registry)
+        self.freshness = Histogram(
+            "rerank_freshness_seconds",
+            "From the Kafka timestamp of a batch's first interaction to its state being saved.",
+            buckets=DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.staleness = Histogram(
+            "rerank_staleness_seconds",
+            "Event time from the last interaction in a state to the list ranked by it.",
+            buckets=AGE_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.candidates = Histogram(
+            "rerank_candidates", "Items of a slate.", buckets=SIZE_BUCKETS, registry=self.registry
+        )
+        self.cold_users = Counter(
+            "rerank_cold_users_total", "Lists of users nothing is known of.", registry=self.registry
+        )
+        self.cold_items = Counter(
+            "rerank_cold_items_total", "Lists with items the model does not know.", registry=self.registry
+        )
+        self.nonfinite = Counter(
+            "rerank_score_nonfinite_total", "Lists with a score that is not finite.", registry=self.registry
+        )
+        self.lag = Gauge(
+            "rerank_consumer_lag_records", "Records not settled.", ["topic", "partition"], registry=self.registry
+        )
+        self.unsettled = Gauge(
+            "rerank_unsettled_records",
+            "Records delivered and not settled.",
+            ["topic", "partition"],
+            registry=self.registry,
+        )
+        self.event_loop_lag = Histogram(
+            "rerank_event_loop_lag_seconds",
+            "How late the event loop is.",
+            buckets=DURATION_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.event_loop_tasks = Gauge("rerank_event_loop_tasks", "asyncio tasks alive.", registry=self.registry)
+        self.model_info = Gauge(
+            "rerank_model_info",
+            "The model in service.",
+            ["name", "version", "sha256", "format", "dim"],
+            registry=self.registry,
+        )
+        self.build_info = Gauge(
+            "rerank_build_info", "This program.", ["version", "python", "torch"], registry=self.registry
+        )
+
+        self.build_info.labels(_version("stream-rerank"), platform.python_version(), _version("torch")).set(1)
+
+    def show_model(self, manifest: Manifest) -> None:
+        """Show which model is in service."""
+        self.model_info.clear()
+        sha256 = manifest.files.get("model.pt", "")
+        self.model_info.labels(manifest.name, manifest.version, sha256, manifest.format, str(manifest.dims.S)).set(1)
+
+    def describe_process(self) -> None:
+        """Add what the operating system and Python know of this process: `process_*` and `python_gc_*`."""
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
 
     def totals(self) -> Mapping[str, float]:
         """Return every counter that is not zero, as `name{label,...}`: its value."""

@@ -9,16 +9,23 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from aiokafka import ConsumerRecord
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.serializers import codecs
+from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message, StreamT
 
 BATCH_CODEC = "rerank-batch"
+
+# What a partition may have delivered and unsettled before no more is fetched of it.
+MOST_UNSETTLED_BATCHES = 4
+MOST_UNSETTLED_BYTES = 16 * 1_048_576
+FULL_POLL_S = 0.01
 
 
 class _Identity(codecs.Codec):
@@ -34,28 +41,55 @@ class _Identity(codecs.Codec):
 codecs.register(BATCH_CODEC, _Identity())
 
 
+class Backlog:
+    """What was delivered of one partition, and how much of it is settled."""
+
+    __slots__ = ("records", "settled", "unsettled_bytes")
+
+    def __init__(self) -> None:
+        """Start with nothing delivered."""
+        self.records = 0
+        self.settled = 0
+        self.unsettled_bytes = 0
+
+    @property
+    def unsettled(self) -> int:
+        """Return how many delivered records wait for their outcome."""
+        return self.records - self.settled
+
+
 class FetchedBatch:
     """Records of one partition from one poll, in offset order. Owner: the worker's event loop.
 
-    `settle` once for each record when its outcome is safe; the batch is then done, and its offsets may be
-    committed as soon as every earlier batch of the partition is done too.
+    `settle` once for each record when its outcome is safe; the batch is then done, forgets its records, and its
+    offsets may be committed as soon as every earlier batch of the partition is done too.
     """
 
-    __slots__ = ("_unsettled", "dropped", "partition", "records", "settled_s", "topic")
+    __slots__ = (
+        "_backlog",
+        "_bytes",
+        "_unsettled",
+        "dropped",
+        "next_offset",
+        "partition",
+        "records",
+        "settled_s",
+        "topic",
+    )
 
-    def __init__(self, records: list[ConsumerRecord]) -> None:
-        """Hold at least one record."""
+    def __init__(self, records: list[ConsumerRecord], backlog: Backlog | None = None) -> None:
+        """Hold at least one record; count them in `backlog` until they are settled."""
         self.topic: str = records[0].topic
         self.partition: int = records[0].partition
         self.records = records
+        self.next_offset = int(records[-1].offset) + 1  # what a commit of this batch writes
         self.dropped = False  # True: these records are read again, an agent that has not begun leaves them alone
         self.settled_s = 0.0  # monotonic
         self._unsettled = len(records)
-
-    @property
-    def next_offset(self) -> int:
-        """Return the offset after the last record: what a commit of this batch writes."""
-        return int(self.records[-1].offset) + 1
+        self._bytes = sum(len(record.value or b"") for record in records)
+        self._backlog = backlog or Backlog()
+        self._backlog.records += len(records)
+        self._backlog.unsettled_bytes += self._bytes
 
     @property
     def done(self) -> bool:
@@ -63,9 +97,13 @@ class FetchedBatch:
         return self._unsettled <= 0
 
     def settle(self, count: int = 1) -> None:
-        """Mark `count` more records as safe. Affects: what the consumer commits next."""
+        """Mark `count` more records as safe. Affects: what the consumer commits next, and whether it fetches more."""
         self._unsettled -= count
         self.settled_s = time.monotonic()
+        self._backlog.settled += count
+        if self.done:  # one list that waits must not keep the records of every batch behind it
+            self._backlog.unsettled_bytes -= self._bytes
+            self._bytes, self.records = 0, []
 
 
 # Faust's services log every step they take at INFO, under the module of their class.
@@ -84,6 +122,26 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one assigned partition stands."""
+
+    unsettled_records: int  # delivered, their outcome not yet safe
+    waiting_records: int  # below the fetched high-water mark, not yet delivered
+    settled_records: int  # since the assignment
+    fetched_ms: int | None  # when the broker last answered a fetch
+
+    @property
+    def lag_records(self) -> int:
+        """Return how many records are yet to be settled."""
+        return self.unsettled_records + self.waiting_records
+
+    @property
+    def mark(self) -> tuple[int, int | None]:
+        """Return what changes whenever the partition moves: records are settled, or all are and fetches go on."""
+        return self.settled_records, None if self.lag_records else self.fetched_ms
+
+
 class BatchConsumer(driver.Consumer):
     """Delivers `FetchedBatch` values and commits their contiguous settled prefix."""
 
@@ -95,6 +153,7 @@ class BatchConsumer(driver.Consumer):
         self._settled_offset: dict[TP, int] = {}
         self._confirmed_offset: dict[TP, int] = {}
         self._rewinds: dict[TP, int] = {}
+        self._backlogs: dict[TP, Backlog] = defaultdict(Backlog)
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -131,7 +190,42 @@ class BatchConsumer(driver.Consumer):
         transport: Any = self.transport
         size = transport.max_batch_records
         for start in range(0, len(fetched), size):
-            yield FetchedBatch(fetched[start : start + size])
+            yield FetchedBatch(fetched[start : start + size], self._backlogs[tp])
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:  # noqa: ASYNC109 - Faust's signature
+        """Fetch of no partition more than its agent has yet to settle: input waits in Kafka, not in memory.
+
+        Faust's own limit blocks the fetcher when one agent is behind, and with it the other agent.
+        """
+        room = {tp for tp in active_partitions if not self._is_full(tp)}
+        if not room:
+            await self.sleep(FULL_POLL_S)
+            return {}
+        if len(room) < len(active_partitions):
+            timeout = min(timeout, FULL_POLL_S)
+        return await super()._getmany(room, timeout)
+
+    def _is_full(self, tp: TP) -> bool:
+        backlog = self._backlogs.get(tp)
+        transport: Any = self.transport
+        return backlog is not None and (
+            backlog.unsettled >= MOST_UNSETTLED_BATCHES * transport.max_batch_records
+            or backlog.unsettled_bytes >= MOST_UNSETTLED_BYTES
+        )
+
+    def standings(self) -> dict[TP, Standing]:
+        """Return where each assigned partition stands. Reads what the consumer thread writes, a little late."""
+        fetched: Any = self._thread._ensure_consumer()._subscription.subscription
+        assignment = None if fetched is None else fetched.assignment
+        if assignment is None:
+            return {}
+        standings = {}
+        for tp in map(ensure_TP, assignment.tps):
+            state, backlog = assignment.state_value(driver.ensure_aiokafka_TP(tp)), self._backlogs[tp]
+            if state is not None:
+                waiting = max(0, (state.highwater or 0) - (state._position or 0))
+                standings[tp] = Standing(backlog.unsettled, waiting, backlog.settled, state.timestamp)
+        return standings
 
     def high_water_offsets(self, topic: str) -> dict[int, int]:
         """Return where the log of each assigned partition of a topic ended at its last fetch, if there was one."""
@@ -189,6 +283,7 @@ class BatchConsumer(driver.Consumer):
         for tp in partitions:
             for batch in self._delivered.pop(tp, ()):
                 batch.dropped = True
+            self._backlogs.pop(tp, None)
             self._rewinds.pop(tp, None)
             self._settled_offset.pop(tp, None)
             self._confirmed_offset.pop(tp, None)
