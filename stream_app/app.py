@@ -186,7 +186,8 @@ class Worker:
             spare_the_collector()
             await self._serve(artefact, rows, publisher, epoch)
         finally:
-            await publisher.stop()
+            # A producer flushes first, and goes on trying for as long as the broker is away.
+            await _within(0.15 * settings.grace_s, publisher.stop())
             await redis.aclose()
 
     async def _serve(self, artefact: Artefact, rows: RedisStore, publisher: KafkaPublisher, epoch: int) -> None:
@@ -246,9 +247,9 @@ class Worker:
         self._condition.stopping = True
         interactions.stop()
         lists.stop()
-        await _within(settings.grace_s / 2.0, interactions.drained(), lists.drained())
-        await _within(settings.grace_s / 4.0, app.consumer.commit())
-        await _within(settings.grace_s / 4.0, app.stop())
+        await _within(0.5 * settings.grace_s, interactions.drained(), lists.drained())
+        await _within(0.15 * settings.grace_s, app.consumer.commit())
+        await _within(0.15 * settings.grace_s, app.stop())
         for task in tasks:
             task.cancel()
 
@@ -418,9 +419,14 @@ async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partiti
 
 
 async def _within(seconds: float, *waits: Awaitable[object]) -> None:
-    """Await all of them, but no longer than `seconds`."""
-    try:
-        async with asyncio.timeout(seconds):
-            await asyncio.gather(*waits)
-    except TimeoutError:
+    """Await all of them, but no longer than `seconds`, whether or not they can be cancelled.
+
+    What fails or is unfinished by then is logged: its input stays unacked and comes again.
+    """
+    done, unfinished = await asyncio.wait([asyncio.ensure_future(wait) for wait in waits], timeout=seconds)
+    for task in unfinished:
+        task.cancel()
         logger.warning("event=timeout seconds=%s what is unfinished stays unacked and comes again", seconds)
+    for task in done:
+        if (error := task.exception()) is not None:
+            logger.warning("event=unfinished %r; what is unacked comes again", error)

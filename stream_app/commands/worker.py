@@ -5,12 +5,16 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import orjson
 import structlog
 import typer
 
 from stream_app.settings import load_settings
+
+if TYPE_CHECKING:
+    from stream_app.app import Worker
 
 
 def worker() -> None:
@@ -19,10 +23,18 @@ def worker() -> None:
 
     settings = load_settings()
     log_to_stderr(settings.log_level)
-    code = asyncio.run(Worker(settings, announce=_print_line).run())
+    asyncio.run(_run_to_the_end(Worker(settings, announce=_print_line)))
+
+
+async def _run_to_the_end(worker: "Worker") -> None:
+    """Run the worker and end the process from inside the loop.
+
+    Tasks and threads of Faust and aiokafka can wait for minutes for a broker gone silent, and leaving the loop would
+    wait for them; all that matters is settled by then.
+    """
+    code = await worker.run()
     sys.stdout.flush()
     logging.shutdown()
-    # Faust leaves threads that a broker gone silent can hold for minutes; all that matters is settled by now.
     os._exit(code)
 
 
