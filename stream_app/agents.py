@@ -333,7 +333,7 @@ class ListsAgent(Agent):
     async def _settle(self, acknowledged: Awaitable[None], answers: Sequence[Answer]) -> None:
         try:
             await acknowledged
-        except TransientError as error:
+        except Exception as error:  # noqa: BLE001 - as in run: the worker stops, nothing is acked
             self._context.fail(error)
             return
         finally:
