@@ -17,6 +17,7 @@ from faust.types import StreamT
 from schemas.dead_letter import DeadLetter, Header
 from schemas.limits import Limits
 from schemas.topics import TRACE_HEADERS
+from stream_app import failpoints
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError, TransientError
 from stream_app.pipeline import (
     MODEL_NONFINITE,
@@ -208,6 +209,7 @@ class InteractionsAgent(Agent):
         progress = context.applied.progress(records)
         while not self._stop.is_set():
             try:
+                failpoints.reach("before_save")
                 applied = await apply_interactions(
                     records,
                     serving=context.serving,
@@ -217,6 +219,7 @@ class InteractionsAgent(Agent):
                     future_tolerance_ms=context.future_tolerance_ms,
                     progress=progress,
                 )
+                failpoints.reach("after_save")
             except (StoreBehindError, EpochError):
                 raise
             except TransientError as error:
@@ -333,6 +336,7 @@ class ListsAgent(Agent):
     async def _settle(self, acknowledged: Awaitable[None], answers: Sequence[Answer]) -> None:
         try:
             await acknowledged
+            failpoints.reach("after_publish")
         except Exception as error:  # noqa: BLE001 - as in run: the worker stops, nothing is acked
             self._context.fail(error)
             return

@@ -19,6 +19,7 @@ from yarl import URL
 
 from schemas.records import SlateModel
 from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
+from stream_app import failpoints
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
 from stream_app.breaker import CircuitBreaker
 from stream_app.cache import CachedStore
@@ -136,6 +137,7 @@ class Worker:
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT (0), or until something fails that a restart may mend (1)."""
+        failpoints.arm(self._settings.failpoint)
         self._listen_to_signals()
         async with self._health():
             try:

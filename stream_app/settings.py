@@ -8,6 +8,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.limits import Limits
+from stream_app import failpoints
 from stream_app.errors import SettingsError
 
 ENV_PREFIX = "RERANK_"
@@ -89,6 +90,7 @@ class Settings(BaseSettings):
     stall_after_s: float = Field(default=60.0, gt=0)
     grace_s: float = Field(default=10.0, gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    failpoint: str = Field(default="", pattern=failpoints.PATTERN)
 
     def limits(self) -> Limits:
         """Return the limits that decoding enforces."""

@@ -2,7 +2,7 @@
 
 Faust hands over one record at a time (about 100 us each) and acks what an agent never finished
 (docs/faults.md, "What Faust loses"). This transport leans on private methods of faust-streaming 0.15.3, which
-is therefore pinned; tests/integration/test_transport.py guards every one of them.
+is therefore pinned; tests/functional/test_transport.py guards every one of them.
 """
 
 import logging
@@ -19,6 +19,8 @@ from faust.serializers import codecs
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message, StreamT
+
+from stream_app import failpoints
 
 BATCH_CODEC = "rerank-batch"
 
@@ -312,7 +314,9 @@ class BatchConsumer(driver.Consumer):
         return offset > self._confirmed_offset.get(tp, -1)
 
     async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        failpoints.reach("before_commit")
         committed = await super()._commit(offsets)
+        failpoints.reach("after_commit")
         if committed:
             self._confirmed_offset.update(offsets)
         return committed

@@ -38,6 +38,9 @@ def test_nested_names_use_two_underscores(monkeypatch: pytest.MonkeyPatch) -> No
         ("RERANK_MICRO_BATCH_LISTS", "0"),
         ("RERANK_TOPIC_PREFIX", "a b"),
         ("RERANK_KAFKA__IDEMPOTENCE", "maybe"),
+        ("RERANK_FAILPOINT", "before_lunch"),
+        ("RERANK_FAILPOINT", "before_save:0"),
+        ("RERANK_FAILPOINT", "before_save:1:shout"),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_variable_and_value(
