@@ -1,0 +1,244 @@
+"""What the batched transport leans on in faust-streaming 0.15.3, and the defects it stands in for: no broker needed.
+
+A newer Faust that changes one of these fails here first.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Iterator, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import faust
+import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from faust.types.tuples import ConsumerMessage
+
+from stream_app.app import faust_app
+from stream_app.settings import Settings
+from stream_app.transport import BatchConsumer, FetchedBatch
+
+LOG = TP("interactions", 0)
+
+
+_consumers: list[Any] = []
+
+
+@pytest.fixture(autouse=True)
+def loops_of_consumer_threads_closed() -> Iterator[None]:
+    yield
+    for consumer in _consumers:
+        consumer._thread.thread_loop.close()
+    _consumers.clear()
+
+
+async def callback(*_: object, **__: object) -> None:
+    """Stand for Faust's own callbacks."""
+
+
+def record(offset: int) -> ConsumerRecord:
+    return ConsumerRecord(LOG.topic, LOG.partition, offset, 0, 0, b"k", b"v", None, 1, 1, ())
+
+
+def batch(*offsets: int) -> FetchedBatch:
+    return FetchedBatch([record(offset) for offset in offsets])
+
+
+def message(consumer: Any, offset: int) -> ConsumerMessage:
+    made = ConsumerMessage(LOG.topic, LOG.partition, offset, 0, 0, [], b"k", b"v", None, tp=LOG)
+    made.generation_id = consumer.app.consumer_generation_id
+    return made
+
+
+def stock_consumer() -> Any:
+    """Return Faust's own consumer, at committed offset 10."""
+    app = faust.App("stock", broker="kafka://127.0.0.1:1", web_enabled=False)
+    consumer = driver.Consumer(app.transport, callback, callback, callback)
+    conductor: Any = app.topics
+    conductor._acking_topics.add(LOG.topic)
+    consumer._committed_offset[LOG] = 10
+    app._consumer = consumer
+    _consumers.append(consumer)
+    return consumer
+
+
+def our_consumer(on_start_offsets: Any = lambda offsets: None) -> Any:
+    app = faust_app(Settings(), on_start_offsets)
+    consumer = BatchConsumer(app.transport, callback, callback, callback)
+    _consumers.append(consumer)
+    return consumer
+
+
+def test_the_version_is_the_pinned_one() -> None:
+    assert version("faust-streaming") == "0.15.3"
+
+
+async def test_faust_commits_past_one_unacked_record_and_we_do_not() -> None:
+    stock = stock_consumer()
+    stock.ack(message(stock, 11))
+    assert stock._new_offset(LOG) == 12  # 10 was never acked
+    ours = our_consumer()
+    first, second = batch(10), batch(11)
+    ours._delivered[LOG] += [first, second]
+    second.settle()
+    assert ours._new_offset(LOG) is None
+    first.settle()
+    assert ours._new_offset(LOG) == 12
+
+
+async def ack_after(body: str) -> tuple[bool, Any]:
+    """Feed Faust's own stream one record, raise in the middle, and return whether the record counts as acked."""
+    stock = stock_consumer()
+    app = stock.app
+    app.flow_control.resume()
+    channel = app.channel(value_type=bytes)
+    stream = channel.stream()
+    sent = message(stock, 10)
+    sent.incref()
+    event = faust.Event(app, b"k", b"v", None, sent)
+    await channel.put(event)
+    values: AsyncIterator[Any] = stream.__aiter__() if body == "plain" else stream.take(1, within=0.1)
+    await anext(values)
+    await values.aclose()  # type: ignore[attr-defined]  # what an exception in the agent's body does to it
+    await stream.stop()
+    return sent.acked, stock
+
+
+@pytest.mark.parametrize("body", ["plain", "take"])
+async def test_faust_acks_a_record_whose_agent_raised_and_our_commits_ignore_its_acks(body: str) -> None:
+    acked, stock = await ack_after(body)
+    assert acked
+    assert stock._new_offset(LOG) == 11
+    ours = our_consumer()
+    waiting = batch(10)
+    ours._delivered[LOG].append(waiting)
+    carried = message(ours, 10)
+    assert ours.ack(carried)
+    assert ours._new_offset(LOG) is None
+
+
+async def test_faust_acks_what_it_skips_during_a_rebalance() -> None:
+    stock = stock_consumer()
+    app = stock.app
+    app.flow_control.resume()
+    channel = app.channel(value_type=bytes)
+    stream = channel.stream().noack()
+    skipped, wanted = message(stock, 10), message(stock, 11)
+    skipped.generation_id = app.consumer_generation_id - 1
+    for one in (skipped, wanted):
+        one.incref()
+        await channel.put(faust.Event(app, b"k", b"v", None, one))
+    values = stream._py_aiter()  # its Cython twin never acks what it skips: a gap that stays
+    await anext(values)
+    assert (skipped.acked, wanted.acked) == (True, False)
+    await values.aclose()
+    await stream.stop()
+
+
+async def test_every_private_name_that_the_transport_uses_is_there() -> None:
+    names = {
+        driver.AIOKafkaConsumerThread: ["_create_worker_consumer", "call_thread", "seek", "assignment"],
+        driver.Consumer: [
+            "_new_consumer_thread", "_wait_next_records", "_to_message", "_filter_tps_with_pending_acks", "_new_offset",
+            "_should_commit", "_commit", "_add_gap", "perform_seek", "on_partitions_revoked", "ack",
+            "getmany", "commit",
+        ],
+        driver.Transport: ["Consumer"],
+        AIOKafkaConsumer: ["seek"],
+    }  # fmt: skip
+    missing = [(kind.__name__, name) for kind, of in names.items() for name in of if not hasattr(kind, name)]
+    assert missing == []
+    consumer = our_consumer()
+    attributes = [
+        "_read_offset",
+        "_committed_offset",
+        "_buffered_partitions",
+        "_unacked_messages",
+        "flow_active",
+        "_thread",
+    ]
+    assert [name for name in attributes if not hasattr(consumer, name)] == []
+    assert hasattr(driver, "ensure_aiokafka_TP")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("getmany", ["self", "timeout"]),
+        ("perform_seek", ["self"]),
+        ("on_partitions_revoked", ["self", "revoked"]),
+        ("ack", ["self", "message"]),
+        ("_wait_next_records", ["self", "timeout"]),
+        ("_to_message", ["self", "tp", "record"]),
+        ("_filter_tps_with_pending_acks", ["self", "topics"]),
+        ("_new_offset", ["self", "tp"]),
+        ("_should_commit", ["self", "tp", "offset"]),
+        ("_commit", ["self", "offsets"]),
+        ("_add_gap", ["self", "tp", "offset_from", "offset_to"]),
+    ],
+)
+def test_what_the_transport_overrides_or_calls_has_the_signature_it_knows(name: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(driver.Consumer, name)).parameters) == parameters
+
+
+async def test_the_worker_consumer_waits_as_told_and_keeps_partitions_together() -> None:
+    consumer = our_consumer()
+    made = consumer._thread._create_worker_consumer(consumer.transport)
+    assert made._fetch_max_wait_ms == Settings().kafka.fetch_max_wait_ms
+    assert made._partition_assignment_strategy == (RangePartitionAssignor,)
+    await made.stop()
+    stock = stock_consumer()
+    theirs = stock._thread._create_worker_consumer(stock.transport)
+    assert theirs._fetch_max_wait_ms == 1500
+    assert RangePartitionAssignor not in theirs._partition_assignment_strategy
+    await theirs.stop()
+
+
+async def test_committing_goes_through_faust_only_with_what_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    committed: list[Mapping[TP, int]] = []
+
+    async def record_commit(_: object, offsets: Mapping[TP, int]) -> bool:
+        committed.append(dict(offsets))
+        return True
+
+    consumer = our_consumer()
+    monkeypatch.setattr(driver.Consumer, "_commit", record_commit)
+    monkeypatch.setattr(consumer, "assignment", lambda: {LOG})
+    done, waiting = batch(0, 1), batch(2, 3)
+    consumer._delivered[LOG] += [done, waiting]
+    done.settle(2)
+    waiting.settle(1)
+    await consumer.commit()
+    await consumer.commit()
+    assert committed == [{LOG: 2}]
+
+
+async def test_a_rewound_partition_forgets_what_was_delivered_of_it() -> None:
+    consumer = our_consumer()
+    old = batch(5)
+    consumer._delivered[LOG].append(old)
+    consumer.rewind(LOG.topic, LOG.partition, 3)
+    old.settle()
+    assert old.dropped
+    assert list(consumer._filter_tps_with_pending_acks()) == []
+    assert consumer._rewinds == {LOG: 3}
+
+
+async def test_a_seek_to_the_committed_offsets_forgets_pending_batches_and_tells_where_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Mapping[TP, int]] = []
+    consumer = our_consumer(told.append)
+
+    async def committed() -> Mapping[TP, int]:
+        return {LOG: 7}
+
+    monkeypatch.setattr(consumer, "seek_to_committed", committed)
+    old = batch(9)
+    consumer._delivered[LOG].append(old)
+    await asyncio.wait_for(consumer.perform_seek(), 5)
+    assert old.dropped
+    assert told == [{LOG: 7}]
