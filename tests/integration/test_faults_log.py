@@ -1,0 +1,151 @@
+"""Faults of the log and the broker: poison, redelivery, a broker that is gone, more partitions, a refused join."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import NewPartitions
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+
+from deploy.local import ApacheKafka, LocalStack
+from deploy.local.stack import KafkaChoice
+from stream_app.topic_admin import admin_client
+from tests.fault_kit import exit_code, healed, healed_log, read_log, serving, stop_gracefully, under_load
+from tests.tiny_artefact import write_tiny_artefact
+from tests.worker_kit import Site, WorkerProcess, client, site
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+SEED = 23
+PARTITIONS = 4
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artefact(tmp_path_factory.mktemp("artefact") / "tiny")
+
+
+@pytest.fixture
+def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
+    return site(local_stack, artefact, tmp_path)
+
+
+async def test_a_flood_of_poison_costs_the_good_records_nothing(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(outsider, SEED, bad_share=0.5) as load:
+            await asyncio.sleep(3.0)
+        ledger = await healed(where, load)
+        await stop_gracefully(worker)
+    assert ledger.dead_interactions > ledger.interactions // 4
+    assert ledger.dead_lists == load.counts["bad_lists"] > 0
+
+
+async def test_the_whole_log_delivered_again_changes_nothing(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(outsider, SEED) as load:
+            await asyncio.sleep(2.0)
+        await healed(where, load)
+        await stop_gracefully(worker)
+        await reset_to_earliest(where)
+        worker = await serving(where)
+        async with under_load(outsider, SEED + 1) as more:
+            await asyncio.sleep(2.0)
+        more.request_ids |= load.request_ids
+        await healed(where, more)
+        await stop_gracefully(worker)
+        await healed(where, more)
+
+
+async def reset_to_earliest(where: Site) -> None:
+    """Set the group's committed offsets of `interactions` back to 0, as an operator's tool would."""
+    log = f"{where.prefix}interactions"
+    consumer = AIOKafkaConsumer(
+        log,  # as a member: the embedded broker takes commits from nobody else
+        bootstrap_servers=where.bootstrap_servers,
+        group_id=f"{where.prefix}group",
+        enable_auto_commit=False,
+        session_timeout_ms=3_000,
+        heartbeat_interval_ms=500,
+        partition_assignment_strategy=(RangePartitionAssignor,),
+    )
+    await consumer.start()
+    try:
+        await consumer.getmany(timeout_ms=0)
+        await consumer.commit({TopicPartition(log, number): 0 for number in range(PARTITIONS)})
+    finally:
+        await consumer.stop()
+
+
+@pytest.mark.parametrize("gone", ["killed", "hung"])
+async def test_sigterm_with_the_broker_gone_ends_in_the_grace_period(
+    test_broker: KafkaChoice, kafka_home: Path | None, artefact: Path, tmp_path: Path, gone: str
+) -> None:
+    with LocalStack(tmp_path, kafka=test_broker, redis="local", kafka_home=kafka_home) as stack:
+        where = site(stack, artefact, tmp_path)
+        await where.create_topics()
+        async with client(where) as outsider:
+            worker = await serving(where, RERANK_GRACE_S="6")
+            async with under_load(outsider, SEED):
+                await asyncio.sleep(1.0)
+            (stack.kafka.kill if gone == "killed" else stack.kafka.pause)()
+            await asyncio.sleep(1.0)
+            started_s = time.monotonic()
+            await stop_gracefully(worker)
+            assert time.monotonic() - started_s < 6.0
+            stack.kafka.resume() if gone == "hung" else stack.kafka.start()
+
+
+@pytest.mark.kafka
+async def test_after_the_partition_count_was_raised_moved_users_go_on(
+    kafka_home: Path, artefact: Path, tmp_path: Path
+) -> None:
+    with LocalStack(tmp_path, kafka="apache", redis="local", kafka_home=kafka_home) as stack:
+        where = site(stack, artefact, tmp_path)
+        await where.create_topics(2)
+        async with client(where) as outsider:
+            worker = await serving(where)
+            async with under_load(outsider, SEED) as load:
+                await asyncio.sleep(2.0)
+            await healed(where, load)
+            before = await read_log(where, load.ends["interactions"])
+            await stop_gracefully(worker)
+            async with admin_client(where.settings().kafka, 15.0) as admin:
+                grown = {
+                    f"{where.prefix}{name}": NewPartitions(total_count=5) for name in ("interactions", "candidates")
+                }
+                await admin.create_partitions(grown)
+        async with client(where) as outsider:
+            worker = await serving(where)
+            async with under_load(outsider, SEED + 1) as more:
+                await asyncio.sleep(3.0)
+            known = set(before)
+            after = [one for one in await read_log(where, more.ends["interactions"]) if one not in known]
+            await healed_log(where, more, before + after)
+            await stop_gracefully(worker)
+        assert {partition for partition, *_ in after} == set(range(5))
+
+
+@pytest.mark.kafka
+async def test_a_join_that_the_broker_refuses_ends_the_worker(kafka_home: Path, artefact: Path, tmp_path: Path) -> None:
+    strict = ApacheKafka(tmp_path, kafka_home, settings={"group.min.session.timeout.ms": 6_000})
+    with strict, LocalStack(tmp_path, kafka="embedded", redis="local") as stack:
+        where = site(stack, artefact, tmp_path, RERANK_JOIN_TIMEOUT_S="8", RERANK_KAFKA__SESSION_TIMEOUT_MS="2000")
+        refused = Site(
+            bootstrap_servers=strict.address,
+            redis_url=where.redis_url,
+            prefix=where.prefix,
+            artefact=artefact,
+            directory=tmp_path,
+            environment=where.environment,
+        )
+        await refused.create_topics()
+        worker = WorkerProcess(refused)
+        worker.start()
+        assert await exit_code(worker, 40.0) == 1
+        assert "no partitions assigned in 8 s" in worker.log()

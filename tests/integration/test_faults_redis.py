@@ -1,0 +1,185 @@
+"""Faults of Redis under load: emptied, older, hung, full, read-only, without its scripts. Compared with the oracle."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from deploy.local import LocalStack, RedisServer
+from schemas.records import CandidateList, Slate
+from tests.fault_kit import healed, serving, stop_gracefully, under_load, until_log_says
+from tests.tiny_artefact import item_ids, write_tiny_artefact
+from tests.worker_kit import Client, Site, client, site
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artefact(tmp_path_factory.mktemp("artefact") / "tiny")
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def where(local_stack: LocalStack, own_redis: RedisServer, artefact: Path, tmp_path: Path) -> Site:
+    return replace(site(local_stack, artefact, tmp_path), redis_url=own_redis.url)
+
+
+def command(server: RedisServer, *words: str) -> None:
+    """Send one command, as an operator would."""
+    with redis.Redis.from_url(server.url, socket_timeout=5) as connection:
+        connection.execute_command(*words)
+
+
+async def flushed(server: RedisServer) -> None:
+    command(server, "FLUSHDB")
+
+
+async def restarted_empty(server: RedisServer) -> None:
+    await asyncio.to_thread(server.restart, keep_data=False)
+
+
+async def restarted_older(server: RedisServer) -> None:
+    await asyncio.to_thread(server.snapshot)
+    await asyncio.sleep(1.5)
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.start)
+
+
+async def without_scripts(server: RedisServer) -> None:
+    command(server, "SCRIPT", "FLUSH")
+
+
+async def full(server: RedisServer) -> None:
+    command(server, "CONFIG", "SET", "maxmemory", "1kb")
+    await asyncio.sleep(2.0)
+    command(server, "CONFIG", "SET", "maxmemory", "0")
+
+
+async def read_only(server: RedisServer) -> None:
+    command(server, "REPLICAOF", "127.0.0.1", "1")
+    await asyncio.sleep(2.0)
+    command(server, "REPLICAOF", "NO", "ONE")
+
+
+async def down(server: RedisServer) -> None:
+    await asyncio.to_thread(server.snapshot)
+    await asyncio.to_thread(server.kill)
+    await asyncio.sleep(2.0)
+    await asyncio.to_thread(server.start)
+
+
+FAULTS = [flushed, restarted_empty, restarted_older, without_scripts, full, read_only, down]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+async def test_a_redis_fault_under_load_heals_to_what_one_pass_over_the_log_gives(
+    where: Site, own_redis: RedisServer, fault: Callable[[RedisServer], Awaitable[None]]
+) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(outsider, SEED) as load:
+            await asyncio.sleep(1.5)
+            await fault(own_redis)
+            await asyncio.sleep(1.0)
+        ledger = await healed(where, load)
+        await stop_gracefully(worker)
+        await healed(where, load)
+    assert ledger.shed == 0
+    if fault in (flushed, restarted_empty, restarted_older):
+        assert "event=store_behind" in worker.log()
+
+
+async def test_a_hung_redis_costs_lists_their_ranking_and_interactions_nothing(
+    where: Site, own_redis: RedisServer
+) -> None:
+    await where.create_topics()
+    deadline_ms = 2_000
+    async with client(where) as outsider:
+        worker = await serving(where, RERANK_CACHED_USERS="0")
+        async with under_load(outsider, SEED, deadline_ms=deadline_ms) as load:
+            await asyncio.sleep(1.0)
+            own_redis.pause()
+            hung_s = time.monotonic()
+            asked = [await asked_alone(outsider, f"hung-{n}", deadline_ms) for n in range(3)]
+            await asyncio.sleep(max(0.0, hung_s + 3.0 - time.monotonic()))
+            own_redis.resume()
+            await asyncio.sleep(2.0)
+        ledger = await healed(where, load)
+        assert worker.process.is_running
+        await stop_gracefully(worker)
+    for slate, took_ms in asked:
+        assert (slate.outcome, slate.reasons) == ("fallback", ["store_unavailable"])
+        assert took_ms <= deadline_ms
+    assert ledger.fallback > 0
+    assert ledger.ranked > 0
+
+
+async def asked_alone(outsider: Client, request_id: str, deadline_ms: int) -> tuple[Slate, float]:
+    """Ask for a user whom nobody knows; return the slate and how long it took to arrive, in ms."""
+    started_s = time.monotonic()
+    slate = await outsider.ask(
+        CandidateList(
+            request_id=request_id,
+            user_id=f"stranger-{request_id}",
+            event_time_ms=int(time.time() * 1000),
+            item_ids=item_ids()[:5],
+            deadline_ms=deadline_ms,
+        )
+    )
+    return slate, (time.monotonic() - started_s) * 1000.0
+
+
+async def test_until_an_emptied_redis_is_back_slates_say_degraded(where: Site, own_redis: RedisServer) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED, interactions_per_tick=40) as load:
+            await asyncio.sleep(2.0)
+        worker = await serving(where)
+        await healed(where, load)
+        await stop_gracefully(worker)
+        command(own_redis, "FLUSHDB")
+        worker = await serving(where, RERANK_MICRO_BATCH_INTERACTIONS="1", RERANK_KAFKA__MAX_POLL_RECORDS="20")
+        async with under_load(outsider, SEED + 1) as load_again:
+            await until_log_says(worker, "event=store_behind")
+            await asyncio.sleep(2.0)
+        load_again.ends["interactions"] = load_again.ends["interactions"] | {
+            p: max(load_again.ends["interactions"].get(p, -1), end) for p, end in load.ends["interactions"].items()
+        }
+        load_again.request_ids |= load.request_ids
+        await healed(where, load_again)
+        await stop_gracefully(worker)
+    assert any("degraded" in slate.reasons for slate in outsider.slates)
+    assert "degraded" not in outsider.slates[-1].reasons
+
+
+async def test_sigterm_while_redis_hangs_ends_in_the_grace_period_and_loses_nothing(
+    where: Site, own_redis: RedisServer
+) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where, RERANK_GRACE_S="6")
+        async with under_load(outsider, SEED) as load:
+            await asyncio.sleep(1.0)
+            own_redis.pause()
+            await asyncio.sleep(1.0)
+        started_s = time.monotonic()
+        await stop_gracefully(worker)
+        took_s = time.monotonic() - started_s
+        own_redis.resume()
+        worker = await serving(where)
+        await healed(where, load)
+        await stop_gracefully(worker)
+    assert took_s < 6.0

@@ -1,0 +1,156 @@
+"""Faults of workers: killed, frozen, doubled, told to end. The oracle says what must be left, every user, every bit."""
+
+import asyncio
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.local import LocalStack
+from stream_app.failpoints import POINTS
+from tests.fault_kit import Load, exit_code, healed, serving, stop_gracefully, under_load
+from tests.tiny_artefact import write_tiny_artefact
+from tests.worker_kit import Site, WorkerProcess, client, site
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+KILLS = int(os.environ.get("RERANK_TEST_KILLS", "8"))
+SEED = int(os.environ.get("RERANK_TEST_SEED", "7"))
+# A dead member is missed after the session timeout: a short one keeps these tests short.
+QUICK = {
+    "RERANK_KAFKA__SESSION_TIMEOUT_MS": "2000",
+    "RERANK_KAFKA__HEARTBEAT_INTERVAL_MS": "400",
+    "RERANK_KAFKA__COMMIT_INTERVAL_MS": "300",
+}
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artefact(tmp_path_factory.mktemp("artefact") / "tiny")
+
+
+@pytest.fixture
+def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
+    return site(local_stack, artefact, tmp_path, **QUICK)
+
+
+async def finish(where: Site, load: Load) -> None:
+    """Let a fresh worker finish what is left, compare with the oracle, and again after it ended."""
+    worker = await serving(where)
+    try:
+        await healed(where, load)
+        await stop_gracefully(worker)
+    finally:
+        worker.process.stop()
+    await healed(where, load)
+
+
+async def test_workers_killed_at_any_moment_lose_nothing_and_apply_nothing_twice(where: Site) -> None:
+    await where.create_topics()
+    moments = random.Random(SEED)  # noqa: S311 - a seed, not a secret
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED) as load:
+            for _ in range(KILLS):
+                worker = WorkerProcess(where)
+                worker.start()
+                if moments.random() < 0.8:
+                    await asyncio.to_thread(worker.ready)
+                await asyncio.sleep(moments.uniform(0.0, 1.5))
+                worker.process.kill()
+        await finish(where, load)
+
+
+async def test_a_worker_killed_at_each_fail_point_loses_nothing_and_applies_nothing_twice(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED) as load:
+            for point in POINTS:
+                worker = await serving(where, RERANK_FAILPOINT=f"{point}:3")
+                assert await exit_code(worker) == -signal.SIGKILL, point
+        await finish(where, load)
+
+
+@pytest.mark.parametrize(
+    ("point", "code"),
+    [("before_save", None), ("after_save", None), ("after_publish", 1), ("before_commit", 1), ("after_commit", 1)],
+)
+async def test_a_bug_at_a_fail_point_is_survived_or_ends_the_worker_with_nothing_lost(
+    where: Site, point: str, code: int | None
+) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED) as load:
+            worker = await serving(where, RERANK_FAILPOINT=f"{point}:3:raise")
+            if code is None:
+                await asyncio.sleep(1.0)
+                await stop_gracefully(worker)
+            else:
+                assert await exit_code(worker) == code
+        await finish(where, load)
+        assert outsider.dead_letters == []
+
+
+async def frozen(worker: WorkerProcess) -> None:
+    """Wait until a worker has stopped itself at a fail-point."""
+    process = psutil.Process(worker.process.pid)
+    while process.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 - the state of another process has no event
+        await asyncio.sleep(0.05)
+
+
+async def test_a_zombie_wakes_up_to_find_its_writes_refused(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED) as load:
+            zombie = await serving(where, RERANK_FAILPOINT="before_save:10:stop")
+            await frozen(zombie)
+            second = await serving(where)
+            await asyncio.sleep(1.0)
+            zombie.process.resume()
+            await asyncio.sleep(4.0)
+            assert zombie.process.is_running
+        await healed(where, load)
+        await stop_gracefully(zombie)
+        await stop_gracefully(second)
+        await healed(where, load)
+
+
+async def test_workers_that_join_leave_and_die_lose_nothing(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED) as load:
+            first, second, third = [await serving(where) for _ in range(3)]
+            second.process.kill()
+            await asyncio.sleep(3.0)
+            await stop_gracefully(third)
+            await asyncio.sleep(1.0)
+        await healed(where, load)
+        await stop_gracefully(first)
+        await healed(where, load)
+
+
+async def test_idle_or_busy_sigterm_ends_with_exit_code_0_in_the_grace_period(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        idle = await serving(where, RERANK_GRACE_S="5")
+        started_s = time.monotonic()
+        await stop_gracefully(idle)
+        assert time.monotonic() - started_s < 5.0
+        async with under_load(outsider, SEED, interactions_per_tick=30) as load:
+            busy = await serving(where, RERANK_GRACE_S="5")
+            await asyncio.sleep(1.0)
+            started_s = time.monotonic()
+            await stop_gracefully(busy)
+            assert time.monotonic() - started_s < 5.0
+        await finish(where, load)
+
+
+async def test_a_second_sigterm_ends_at_once(where: Site) -> None:
+    await where.create_topics()
+    worker = await serving(where, RERANK_GRACE_S="60", RERANK_FAILPOINT="before_save:1:stop")
+    worker.process.popen.send_signal(signal.SIGTERM)
+    worker.process.popen.send_signal(signal.SIGTERM)
+    assert await exit_code(worker, 5.0) in (0, 128 + signal.SIGTERM)
