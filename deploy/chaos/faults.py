@@ -1,0 +1,277 @@
+"""The fault table: what each fault does to the world, and how it is undone."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+
+import redis
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.errors import KafkaError
+
+from deploy.chaos.plan import BrokerChoice, FaultKind, Strike, Target
+from deploy.chaos.proxy import Proxy, Trouble
+from deploy.chaos.world import PARTITIONS, PREFIX, SESSION_TIMEOUT_S, World
+from schemas.topics import CO_PARTITIONED, topic_name
+
+Fault = Callable[[World, Strike], AbstractAsyncContextManager[None]]
+
+_MEMBER_STAYS_S = 1.5
+_APACHE: tuple[BrokerChoice, ...] = ("apache", "cluster")
+
+
+@asynccontextmanager
+async def kill_worker(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Kill -9; the process manager starts it again when the fault ends."""
+    worker = world.fleet.workers[strike.index]
+    worker.held = True
+    if worker.child.is_running:
+        worker.child.kill()
+    yield
+    worker.start()
+    worker.held = False
+
+
+@asynccontextmanager
+async def freeze_worker(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Stop it past its session timeout: its partitions move, then it wakes up and goes on writing."""
+    worker = world.fleet.workers[strike.index]
+    running = worker.child.is_running
+    if running:
+        worker.child.pause()
+        await asyncio.sleep(SESSION_TIMEOUT_S)
+    yield
+    if running and worker.child.is_running:
+        worker.child.resume()
+
+
+@asynccontextmanager
+async def terminate_worker(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Send SIGTERM, as a rolling update does, and start it again."""
+    worker = world.fleet.workers[strike.index]
+    worker.held = True
+    await world.fleet.terminate(worker)
+    yield
+    worker.start()
+    worker.held = False
+
+
+@asynccontextmanager
+async def storm(world: World, strike: Strike) -> AsyncIterator[None]:
+    """A member that takes partitions, does nothing, and leaves, again and again."""
+    flapping = asyncio.create_task(_flap(world))
+    try:
+        yield
+    finally:
+        flapping.cancel()
+        await asyncio.gather(flapping, return_exceptions=True)
+
+
+async def _flap(world: World) -> None:
+    while True:
+        member = AIOKafkaConsumer(
+            *(topic_name(PREFIX, name) for name in CO_PARTITIONED),
+            bootstrap_servers=world.direct_servers,
+            group_id=world.group_id,
+            enable_auto_commit=False,
+            session_timeout_ms=int(SESSION_TIMEOUT_S * 1000),
+            heartbeat_interval_ms=500,
+            request_timeout_ms=8_000,
+            partition_assignment_strategy=(RangePartitionAssignor,),
+        )
+        with suppress(KafkaError):
+            try:
+                await member.start()
+                await asyncio.sleep(_MEMBER_STAYS_S)
+            finally:
+                await asyncio.wait([asyncio.create_task(member.stop())], timeout=5.0)
+        await asyncio.sleep(_MEMBER_STAYS_S)
+
+
+@asynccontextmanager
+async def restart_redis(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Restart it with its data."""
+    await asyncio.to_thread(world.redis.restart)
+    yield
+
+
+@asynccontextmanager
+async def lose_redis(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Restart it empty."""
+    await asyncio.to_thread(world.redis.restart, keep_data=False)
+    yield
+
+
+@asynccontextmanager
+async def flush_redis(world: World, strike: Strike) -> AsyncIterator[None]:
+    """FLUSHDB under the workers' feet."""
+    await asyncio.to_thread(_flush, world.redis.url)
+    yield
+
+
+def _flush(url: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+
+
+@asynccontextmanager
+async def roll_redis_back(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Kill it after a while and let it come back with a snapshot from before: acknowledged writes are gone."""
+    await asyncio.to_thread(world.redis.snapshot)
+    yield
+    world.redis.kill()
+    await asyncio.to_thread(world.redis.start)
+    (world.redis.directory / "dump.rdb").unlink(missing_ok=True)
+
+
+@asynccontextmanager
+async def kill_redis(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Kill -9, nobody listens for a while, then it comes back empty."""
+    world.redis.kill()
+    yield
+    await asyncio.to_thread(world.redis.start)
+
+
+@asynccontextmanager
+async def freeze_redis(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Stop the process: connections stay open, nothing is answered."""
+    world.redis.pause()
+    yield
+    world.redis.resume()
+
+
+@asynccontextmanager
+async def freeze_broker(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Stop the process: connections stay open, nothing is answered."""
+    world.nodes[strike.index].pause()
+    yield
+    world.nodes[strike.index].resume()
+
+
+@asynccontextmanager
+async def restart_broker(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Stop it in good order; it comes back with its data."""
+    node = world.nodes[strike.index]
+    await asyncio.to_thread(node.stop)
+    yield
+    await asyncio.to_thread(node.start)
+
+
+@asynccontextmanager
+async def kill_broker(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Kill -9; it comes back with what it had written."""
+    node = world.nodes[strike.index]
+    node.kill()
+    yield
+    await asyncio.to_thread(node.start)
+
+
+@asynccontextmanager
+async def kill_leader(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Kill -9 the broker that leads a partition of `interactions`."""
+    leader = world.outside.leader_of("interactions", int(strike.amount * PARTITIONS))
+    index = strike.index if leader is None else leader - 1
+    world.say(f"    the leader is broker {index + 1}")
+    node = world.nodes[index]
+    node.kill()
+    yield
+    await asyncio.to_thread(node.start)
+
+
+@asynccontextmanager
+async def flood(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Four records of five are rubbish."""
+    world.flooding = True
+    yield
+    world.flooding = False
+
+
+def link_fault(links: Callable[[World, Strike], Proxy], trouble: Callable[[float], Trouble]) -> Fault:
+    """Return a fault that makes trouble on a link; how much of it, the strike says."""
+
+    @asynccontextmanager
+    async def act(world: World, strike: Strike) -> AsyncIterator[None]:
+        links(world, strike).make(trouble(strike.amount))
+        yield
+        links(world, strike).heal()
+
+    return act
+
+
+def link_blow(links: Callable[[World, Strike], Proxy], blow: Callable[[Proxy], None]) -> Fault:
+    """Return a fault that hits a link again and again."""
+
+    @asynccontextmanager
+    async def act(world: World, strike: Strike) -> AsyncIterator[None]:
+        rng = random.Random(strike.amount)  # noqa: S311 - reproducible, not secret
+        hitting = asyncio.create_task(_hit(links(world, strike), blow, rng))
+        try:
+            yield
+        finally:
+            hitting.cancel()
+            links(world, strike).heal()
+
+    return act
+
+
+async def _hit(link: Proxy, blow: Callable[[Proxy], None], rng: random.Random) -> None:
+    while True:
+        blow(link)
+        await asyncio.sleep(0.1 + rng.random())
+
+
+def _redis_link(world: World, strike: Strike) -> Proxy:
+    return world.redis_link
+
+
+def _broker_link(world: World, strike: Strike) -> Proxy:
+    return world.broker_links[strike.index]
+
+
+_LINKS: tuple[tuple[Target, Callable[[World, Strike], Proxy]], ...] = (
+    ("redis link", _redis_link),
+    ("broker link", _broker_link),
+)
+_TROUBLES: dict[str, Callable[[float], Trouble]] = {
+    "slow": lambda amount: Trouble(latency_ms=5 + 295 * amount),
+    "silent": lambda amount: Trouble(silent=True),
+    "answers lost": lambda amount: Trouble(drop_replies=True),
+    "cut in the middle of answers": lambda amount: Trouble(cut_after_bytes=20 + int(4_000 * amount)),
+    "refusing": lambda amount: Trouble(refuse=True),
+}
+
+TABLE: dict[FaultKind, Fault] = {
+    FaultKind(name="worker: kill -9", target="worker", steps=(1, 6)): kill_worker,
+    FaultKind(name="worker: frozen past its session", target="worker", steps=(2, 10)): freeze_worker,
+    FaultKind(name="worker: SIGTERM", target="worker", steps=(1, 4)): terminate_worker,
+    FaultKind(name="group: rebalance storm", target="group", steps=(10, 24)): storm,
+    FaultKind(name="redis: restart with data", target="redis", steps=(1, 2)): restart_redis,
+    FaultKind(name="redis: restart empty", target="redis", steps=(1, 2)): lose_redis,
+    FaultKind(name="redis: FLUSHDB", target="redis", steps=(1, 1)): flush_redis,
+    FaultKind(name="redis: back with an older snapshot", target="redis", steps=(2, 16)): roll_redis_back,
+    FaultKind(name="redis: kill -9, away, back empty", target="redis", steps=(1, 12)): kill_redis,
+    FaultKind(name="redis: frozen", target="redis", steps=(1, 16)): freeze_redis,
+    FaultKind(name="broker: frozen", target="broker", steps=(1, 12)): freeze_broker,
+    FaultKind(name="broker: restart", target="broker", steps=(1, 4), brokers=_APACHE): restart_broker,
+    FaultKind(name="broker: kill -9", target="broker", steps=(1, 10), brokers=_APACHE): kill_broker,
+    FaultKind(name="broker: kill -9 the leader", target="broker", steps=(4, 16), brokers=("cluster",)): kill_leader,
+    FaultKind(name="load: poison flood", target="load", steps=(4, 16)): flood,
+    **{
+        FaultKind(name=f"{target}: {name}", target=target, steps=(2, 14)): link_fault(link, trouble)
+        for target, link in _LINKS
+        for name, trouble in _TROUBLES.items()
+    },
+    **{
+        FaultKind(name=f"{target}: {name}", target=target, steps=(1, 8)): link_blow(link, blow)
+        for target, link in _LINKS
+        for name, blow in (("reset", Proxy.reset), ("half closed", Proxy.half_close))
+    },
+}
+
+LEFT_OUT = (
+    "clock jumps: need a shim in front of the system calls, which is not there",
+    "model swap: a worker serves the artefact it started with",
+    "embedded broker: kill and restart, for it keeps its log in memory",
+    "Redis failover: one server here; tests/contract has Sentinel and Cluster",
+)

@@ -1,0 +1,119 @@
+"""The workers, and the process manager that starts again what ended by itself."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from deploy.local.process import ChildProcess
+
+READY_LINE = b'{"event":"ready"'
+READY_TIMEOUT_S = 90.0
+RESTART_AFTER_S = 0.5
+LOOK_EVERY_S = 0.1
+END_GRACE_S = 15.0  # of a worker's own 10 s, and the machine is busy
+
+
+class Worker:
+    """One `rerank worker` after the other under one number. Caller: one event loop."""
+
+    def __init__(self, number: int, directory: Path, environment: Mapping[str, str]) -> None:
+        """Describe it; nothing runs yet."""
+        self.number = number
+        self.starts = 0
+        self.held = False  # True: a fault has it in hand, the fleet leaves it alone
+        self._log_start_bytes = 0
+        self.child = ChildProcess(
+            [sys.executable, "-m", "stream_app", "worker"],
+            directory / f"worker-{number}.log",
+            environment,
+            stop_grace_s=END_GRACE_S,
+        )
+
+    def start(self) -> None:
+        """Start it; `is_ready` tells when it serves."""
+        log = self.child.log_path
+        self._log_start_bytes = log.stat().st_size if log.exists() else 0
+        self.starts += 1
+        self.child.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process of the latest start has announced itself."""
+        return self.child.is_running and READY_LINE in self._output()
+
+    def last_words(self) -> str:
+        """Return why the latest process says it failed, or how its log ends."""
+        lines = self._output().decode(errors="replace").splitlines()
+        failed = [line for line in lines if "event=failed" in line or line.startswith("rerank: ")]
+        return (failed or lines or [""])[-1][:300]
+
+    def _output(self) -> bytes:
+        if not self.child.log_path.exists():
+            return b""
+        with self.child.log_path.open("rb") as log:
+            log.seek(self._log_start_bytes)
+            return log.read()
+
+
+class Fleet:
+    """All workers of a run. `say` hears of every end that nobody asked for."""
+
+    def __init__(self, workers: list[Worker], say: Callable[[str], None]) -> None:
+        """Own the workers."""
+        self.workers = workers
+        self.ended_by_themselves: list[str] = []
+        self.slow_ends: list[str] = []
+        self._say = say
+
+    def start(self) -> None:
+        """Start all."""
+        for worker in self.workers:
+            worker.start()
+
+    async def ready(self, timeout_s: float = READY_TIMEOUT_S) -> bool:
+        """Wait until every worker serves; return whether that came to pass in time."""
+        until_s = time.monotonic() + timeout_s
+        while not all(worker.is_ready for worker in self.workers):
+            if time.monotonic() > until_s:
+                return False
+            await asyncio.sleep(LOOK_EVERY_S)
+        return True
+
+    async def supervise(self) -> None:
+        """Start again what ended by itself, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for worker in self.workers:
+                if not worker.held and not worker.child.is_running:
+                    code = worker.child.popen.returncode
+                    told = f"worker {worker.number} ended by itself, exit code {code}: {worker.last_words()}"
+                    self.ended_by_themselves.append(told)
+                    self._say(told)
+                    worker.held = True
+                    asyncio.get_running_loop().call_later(RESTART_AFTER_S, self._start_again, worker)
+
+    def _start_again(self, worker: Worker) -> None:
+        worker.start()
+        worker.held = False
+
+    async def terminate(self, worker: Worker) -> int | None:
+        """SIGTERM, wait for the end, note an end that took longer than a worker may take; return the exit code."""
+        announced = worker.is_ready
+        started_s = time.monotonic()
+        code = await asyncio.to_thread(worker.child.stop)
+        took_s = time.monotonic() - started_s
+        if announced and code is not None and code < 0:
+            self.slow_ends.append(f"worker {worker.number}: SIGTERM, exit code {code} after {took_s:.1f} s")
+        return code
+
+    async def stop(self) -> None:
+        """End all at once."""
+        for worker in self.workers:
+            worker.held = True
+        await asyncio.gather(*(self.terminate(worker) for worker in self.workers))
+
+    def leftovers(self) -> list[int]:
+        """Return the process ids of workers that still run."""
+        return [worker.child.pid for worker in self.workers if worker.starts and worker.child.is_running]
