@@ -3,6 +3,7 @@
 import typer
 
 from stream_app.commands import schema, topics
+from stream_app.commands.chaos import chaos
 from stream_app.commands.demo import demo
 from stream_app.commands.doctor import doctor
 from stream_app.commands.local import up
@@ -24,6 +25,7 @@ app.command()(worker)
 app.command()(doctor)
 app.command()(up)
 app.command()(demo)
+app.command()(chaos)
 app.command()(train)
 app.command()(evaluate)
 app.command()(replay)
