@@ -6,7 +6,8 @@
 #   TORCH_INDEX  a package index to take torch from, and nothing else      (empty: what pip takes by default)
 #   PIP_ARGS     more arguments for pip, for example --find-links DIR      (empty)
 #   KAFKA_HOME   a folder with libs/*.jar of Apache Kafka 4.x              (../shared/kafka if it is there)
-#   DEMO_ARGS, BENCH_ARGS, PYTEST_ARGS   passed through
+#   SEED, MINUTES, BROKER   of make chaos: BROKER is embedded, apache or cluster   (7, 5, embedded)
+#   DEMO_ARGS, BENCH_ARGS, CHAOS_ARGS, PYTEST_ARGS   passed through
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -14,6 +15,10 @@ TORCH_INDEX ?=
 PIP_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+SEED ?= 7
+MINUTES ?= 5
+BROKER ?= embedded
+CHAOS_ARGS ?=
 PYTEST_ARGS ?=
 
 KAFKA_BESIDE := $(wildcard ../shared/kafka)
@@ -27,7 +32,7 @@ STAMP := $(VENV)/.set-up
 REPORTS := out/tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kafka integration replay bench check format lint types arch up clean
+.PHONY: help setup demo test test-kafka integration replay bench chaos check format lint types arch up clean
 
 help: ## Show this list
 	@echo "stream-rerank: a click is in the user's next list. First: make demo, then: make test"
@@ -58,6 +63,9 @@ up: $(STAMP) ## Run a broker and a Redis on this machine until Ctrl-C
 
 bench: $(STAMP) ## Measure against a plain Faust application
 	$(BIN)/python -m tests.bench.bench_throughput $(BENCH_ARGS)
+
+chaos: $(STAMP) ## Break broker, Redis and workers at random under load, heal, compare with the oracle
+	KAFKA_HOME='$(KAFKA_HOME)' $(BIN)/rerank chaos --seed $(SEED) --minutes $(MINUTES) --broker $(BROKER) $(CHAOS_ARGS)
 
 # ---- tests -----------------------------------------------------------------------------------------------------
 
