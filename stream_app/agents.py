@@ -109,6 +109,7 @@ class Agent:
                     await self._process(batches)
                 except Exception as error:  # noqa: BLE001 - the one place: the worker stops, nothing is acked
                     self._context.fail(error)
+                    self.stop()  # what comes next must not be applied before what failed
 
     async def _process(self, batches: Sequence[FetchedBatch]) -> None:
         raise NotImplementedError

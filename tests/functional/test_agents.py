@@ -10,7 +10,7 @@ import pytest
 from schemas.codec import decode_slate
 from schemas.limits import Limits
 from schemas.records import After, Slate
-from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
+from stream_app.agents import MODEL_ATTEMPTS, AgentContext, InteractionsAgent, ListsAgent
 from stream_app.errors import ModelError, PublishError, StoreUnavailableError
 from stream_app.pipeline import AppliedOffsets, Serving, UserStore
 from stream_app.state import Fence, FloatArray
@@ -215,6 +215,15 @@ async def test_a_hole_in_one_partition_costs_the_others_of_its_micro_batch_nothi
     assert bench.rewinds == [(0, -1)]
     assert (behind.done, sound.done) == (False, True)
     assert [row.events for row in await bench.store.load(["u-1", "u-2"])] == [0, 1]
+
+
+async def test_after_a_failure_nothing_more_is_applied_before_what_failed() -> None:
+    bench = Bench(serving=serving(HalvingModel(failures=MODEL_ATTEMPTS)))
+    failed, next_one = bench.stream.put(click(0)), bench.stream.put(click(1))
+    await bench.run(InteractionsAgent(bench.context(), max_records=1))
+    assert len(bench.failures) == 1
+    assert (failed.done, next_one.done) == (False, False)
+    assert [row.events for row in await bench.store.load(["u-1"])] == [0]
 
 
 async def test_while_lost_interactions_are_read_again_slates_are_degraded() -> None:
