@@ -9,6 +9,7 @@ from stream_app.commands.doctor import doctor
 from stream_app.commands.local import up
 from stream_app.commands.model import evaluate, train
 from stream_app.commands.produce import produce, validate
+from stream_app.commands.rebuild import rebuild, reset_epoch
 from stream_app.commands.record import record
 from stream_app.commands.replay import replay
 from stream_app.commands.tail import tail
@@ -29,6 +30,8 @@ app.command()(chaos)
 app.command()(train)
 app.command()(evaluate)
 app.command()(replay)
+app.command()(rebuild)
+app.command(name="reset-epoch")(reset_epoch)
 app.command()(record)
 app.command()(produce)
 app.command()(validate)

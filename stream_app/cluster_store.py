@@ -121,10 +121,10 @@ class ClusterStore(RedisStore):
         await self._mark(clear=range(partitions) if lost else ())
         return epoch
 
-    async def reset_epoch(self, partitions: int, known_partitions: int) -> int:
+    async def reset_epoch(self, partitions: int) -> int:
         """Start a new epoch; what is known of buckets belonged to the old one."""
         self._bucket_offsets.clear()
-        return await super().reset_epoch(partitions, known_partitions)
+        return await super().reset_epoch(partitions)
 
     async def _is_marked(self) -> bool:
         with unavailable("enter_epoch"):

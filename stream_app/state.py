@@ -332,6 +332,18 @@ def fence_of(data: bytes) -> Fence:
     return Fence(int(data[:6]), int(data[6:12]), int(data[12:FENCE_BYTES]) - 1)
 
 
+def sound_fence(data: bytes) -> Fence:
+    """Return the fence of a row of any state space.
+
+    Raises:
+        RowError: the bytes are no sound row.
+    """
+    try:
+        return unpack_row(data, state_size=0, space=0).fence
+    except ForeignRowError as error:
+        return error.fence
+
+
 def pack_row(row: UserRow, space: int) -> bytes:
     """Return the bytes of a row; `space` names the state space (the artefact) its vector lives in."""
     fence = fence_text(row.fence)

@@ -273,9 +273,9 @@ class RedisStore:
         """
         return await self._enter_epoch([self._log_key], partitions, new=False)
 
-    async def reset_epoch(self, partitions: int, known_partitions: int) -> int:
-        """Start a new epoch with nothing applied of any partition below `known_partitions`; return it."""
-        keys = [self._log_key, *(self._progress_key(partition) for partition in range(known_partitions))]
+    async def reset_epoch(self, partitions: int) -> int:
+        """Start a new epoch of a log with so many partitions, nothing of it applied; return it."""
+        keys = [self._log_key, *(self._progress_key(partition) for partition in range(partitions))]
         return await self._enter_epoch(keys, partitions, new=True)
 
     async def _enter_epoch(self, keys: list[str], partitions: int, *, new: bool) -> int:

@@ -143,7 +143,7 @@ def test_the_table_of_commands_has_every_command() -> None:
 def test_every_command_named_exists(path: Path) -> None:
     known = set(commands_of(typer.main.get_command(app)))
     groups = {name.split(" ")[0] for name in known if " " in name}
-    named = re.findall(r"(?:`|^    (?:\w+=\S+ )?)rerank ([a-z]+)(?: ([a-z]+))?", path.read_text(), re.MULTILINE)
+    named = re.findall(r"(?:`|^    (?:\w+=\S+ )?)rerank ([a-z-]+)(?: ([a-z]+))?", path.read_text(), re.MULTILINE)
     words = {f"{first} {second}" if first in groups and second else first for first, second in named}
     assert words - known == set()
 

@@ -1,0 +1,273 @@
+"""Run a rebuild: ask broker and Redis, share the partitions out to processes, add up what they did."""
+
+import asyncio
+import gc
+import multiprocessing
+import os
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from aiokafka.partitioner import murmur2
+
+from schemas.records import SlateModel
+from schemas.topics import topic_name
+from stream_app.cluster_store import store_of
+from stream_app.connection import check_connection, connect, is_cluster
+from stream_app.errors import LogRecreatedError, RerankError, SettingsError, TransientError
+from stream_app.interactions_log import KafkaLog, high_water_offsets, start_offsets
+from stream_app.pipeline import Serving
+from stream_app.rebuild import Fold, RebuildCounts, rebuild
+from stream_app.scorer import Artefact, load_artefact
+from stream_app.settings import Settings
+from stream_app.store import RedisStore, RowCodec
+from stream_app.telemetry import Telemetry
+from stream_app.topic_admin import admin_client, partition_counts
+
+TIMEOUT_MS = 10_000  # a rebuild has time: an answer that a worker would call late is none here
+MAX_USERS = 200_000
+REPORT_S = 0.2
+RECORDS_WORTH_A_PROCESS = 1_000_000  # one more takes seconds to import torch
+
+Report = Callable[[RebuildCounts, int], None]
+"""Takes what was done so far, and the number of offsets to read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildRequest:
+    """What to rebuild, and how."""
+
+    user_id: str | None = None
+    until_offsets: Mapping[int, int] = field(default_factory=dict)
+    accept_truncated: bool = False
+    processes: int | None = None  # None: what the log is worth, at most one a core
+    max_users: int = MAX_USERS  # in memory, of each process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Share:
+    """The partitions of one process, and where they end."""
+
+    settings: Settings
+    request: RebuildRequest
+    partitions: int
+    ends: Mapping[int, int]
+    in_order: bool
+
+
+def run_rebuild(settings: Settings, request: RebuildRequest, report: Report) -> RebuildCounts:
+    """Rebuild and return what was done.
+
+    Raises:
+        SettingsError: no artefact, a partition that is not there, or a log that lost its start.
+        LogRecreatedError: Redis has more than the log.
+        TransientError: broker or Redis do not answer; run it again, it starts over and loses nothing.
+    """
+    if settings.artefact is None:
+        raise SettingsError("RERANK_ARTEFACT is not set; nothing was rebuilt; name the artefact that the workers serve")
+    patient = settings.redis.model_copy(update={"timeout_ms": TIMEOUT_MS, "connect_timeout_ms": TIMEOUT_MS})
+    settings = settings.model_copy(update={"redis": patient})
+    partitions, ends = asyncio.run(_prepare(settings, request))
+    count = request.processes or min(os.cpu_count() or 1, 1 + sum(ends.values()) // RECORDS_WORTH_A_PROCESS)
+    share = _Share(settings=settings, request=request, partitions=partitions, ends=ends, in_order=False)
+    if count == 1 or len(ends) == 1:
+        counts = _run_here(share, report)
+    else:
+        parts = [dict(list(ends.items())[n::count]) for n in range(min(count, len(ends)))]
+        counts = _run_apart([replace(share, ends=part) for part in parts], report)
+    if counts.stray_users:  # their interactions lie in several partitions: only one process can put them in order
+        return _run_here(replace(share, in_order=True), report)
+    return counts
+
+
+async def _prepare(settings: Settings, request: RebuildRequest) -> tuple[int, dict[int, int]]:
+    """Return the partition count, and the ends of the partitions to be read; check that they can be."""
+    log = topic_name(settings.topic_prefix, "interactions")
+    async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
+        partitions = (await partition_counts(admin)).get(log, 0)
+    unknown = sorted(set(request.until_offsets) - set(range(partitions)))
+    if not partitions or unknown:
+        raise SettingsError(
+            f"{log} on {settings.kafka.bootstrap_servers} has {partitions} partitions, not {unknown or 'one'}; nothing "
+            "was rebuilt; correct --until-offset, RERANK_TOPIC_PREFIX or RERANK_KAFKA__BOOTSTRAP_SERVERS"
+        )
+    async with store_without_rows(settings) as store:
+        epoch = await store.enter_epoch(partitions)
+        applied = await store.progress(range(partitions))
+    ends = await high_water_offsets(settings.kafka, log, range(partitions))  # after progress: it cannot be beyond
+    for partition, offset in enumerate(applied):
+        if offset >= ends[partition]:
+            raise LogRecreatedError(partition, offset, ends[partition])
+    if request.user_id is not None and epoch == 1:
+        home = _home(request.user_id, partitions)
+        ends = {home: ends[home]}
+    await _check_starts(settings, log, ends, request)
+    return partitions, ends
+
+
+@asynccontextmanager
+async def store_without_rows(settings: Settings) -> AsyncIterator[RedisStore]:
+    """Connect for what needs no artefact: epochs and progress.
+
+    Raises:
+        SettingsError: what only a person can mend.
+    """
+    client: Any = connect(settings.redis)
+    try:
+        await check_connection(client, settings.redis)
+        yield _store(client, settings, RowCodec(state_size=0, space=0, telemetry=Telemetry()))
+    finally:
+        await client.aclose()
+
+
+async def _check_starts(settings: Settings, log: str, ends: Mapping[int, int], request: RebuildRequest) -> None:
+    starts = await start_offsets(settings.kafka, log, list(ends))
+    gone = {partition: offset for partition, offset in starts.items() if offset > 0}
+    if gone and not request.accept_truncated:
+        raise SettingsError(
+            f"{log}: retention took what lay before offsets {gone}; rows rebuilt from the rest would lack it, "
+            "nothing was rebuilt; pass --accept-truncated if that is better than what Redis holds"
+        )
+
+
+def _run_here(share: _Share, report: Report) -> RebuildCounts:
+    total = sum(share.ends.values())
+    return asyncio.run(_rebuild_share(share, lambda counts: report(counts, total)))
+
+
+async def _rebuild_share(share: _Share, report: Callable[[RebuildCounts], None]) -> RebuildCounts:
+    settings, request = share.settings, share.request
+    artefact = load_artefact(settings.artefact) if settings.artefact else None
+    assert artefact is not None  # noqa: S101 - run_rebuild refuses before
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)  # records die young and hold no cycles: halves the cost (bench_rebuild.py)
+    client: Any = connect(settings.redis)
+    log = KafkaLog(
+        settings.kafka,
+        topic_name(settings.topic_prefix, "interactions"),
+        share.ends,
+        request.until_offsets,
+        in_order=share.in_order,
+    )
+    store = _store(client, settings, _codec(artefact))
+    fold = None
+    try:
+        epoch = await store.enter_epoch(share.partitions)
+        fold = Fold(
+            _serving(artefact),
+            _codec(artefact),
+            epoch=epoch,
+            limits=settings.limits(),
+            future_tolerance_ms=settings.future_tolerance_ms,
+            max_users=request.max_users,
+            is_home=lambda user_id, partition: _home(user_id, share.partitions) == partition,
+        )
+        await rebuild(log, fold, store, user_id=request.user_id, in_order=share.in_order, report=report)
+        return fold.counts
+    finally:
+        if fold is not None:
+            fold.close()
+        await log.close()
+        await client.aclose()
+
+
+def _run_apart(shares: Sequence[_Share], report: Report) -> RebuildCounts:
+    """Rebuild each share in a process of its own; the first that fails ends all."""
+    context = multiprocessing.get_context("spawn")
+    news: Any = context.Queue()
+    children = [context.Process(target=_child, args=(n, share, news), daemon=True) for n, share in enumerate(shares)]
+    total = sum(sum(share.ends.values()) for share in shares)
+    latest: dict[int, RebuildCounts] = {}
+    done: set[int] = set()
+    try:
+        for child in children:
+            child.start()
+        while len(done) < len(children):
+            number, counts, failure, finished = _next_news(news, children)
+            if failure is not None:
+                raise failure
+            latest[number] = counts
+            done |= {number} if finished else set()
+            report(_sum(latest.values()), total)
+    finally:
+        for child in children:
+            if child.is_alive() and len(done) < len(children):
+                child.terminate()
+            child.join()
+    return _sum(latest.values())
+
+
+def _next_news(news: Any, children: Sequence[Any]) -> tuple[int, RebuildCounts, Exception | None, bool]:
+    while True:
+        try:
+            told: tuple[int, RebuildCounts, Exception | None, bool] = news.get(timeout=1.0)
+        except queue.Empty:
+            ended = [child.exitcode for child in children if child.exitcode]
+            if ended:
+                raise TransientError(
+                    f"a process of the rebuild ended with exit code {ended[0]}; the rest was stopped; run it again, "
+                    "with --processes 1 or a smaller --max-users if memory is short"
+                ) from None
+        else:
+            return told
+
+
+def _child(number: int, share: _Share, news: Any) -> None:
+    """Rebuild one share; runs in a process of its own."""
+    told_s = 0.0
+
+    def report(counts: RebuildCounts) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= REPORT_S:
+            told_s = time.monotonic()
+            news.put((number, counts, None, False))
+
+    try:
+        counts = asyncio.run(_rebuild_share(share, report))
+    except RerankError as error:
+        news.put((number, RebuildCounts(), TransientError(str(error)), True))
+    else:
+        news.put((number, counts, None, True))
+
+
+def _sum(some: Iterable[RebuildCounts]) -> RebuildCounts:
+    total = RebuildCounts()
+    for counts in some:
+        total.add(counts)
+    return total
+
+
+def _home(user_id: str, partitions: int) -> int:
+    """Return the partition where the contract puts a user: Java's partitioner."""
+    return int((murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions)
+
+
+def _codec(artefact: Artefact) -> RowCodec:
+    return RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=Telemetry())
+
+
+def _store(client: Any, settings: Settings, codec: RowCodec) -> RedisStore:
+    return store_of(
+        client,
+        codec=codec,
+        key_prefix=settings.redis.key_prefix,
+        log=topic_name(settings.topic_prefix, "interactions"),
+        scripts=settings.redis.scripts,
+        cluster=is_cluster(client),
+    )
+
+
+def _serving(artefact: Artefact) -> Serving:
+    manifest = artefact.manifest
+    name = SlateModel(name=manifest.name, version=manifest.version, variant="control")
+    return Serving(
+        model=artefact.model,
+        arena=artefact.arena,
+        history_size=manifest.dims.H,
+        feature_names=manifest.features,
+        name=name,
+    )

@@ -1,0 +1,154 @@
+"""The pure part of a rebuild: what a stored row is, and a fold with few rows in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from schemas.limits import Limits
+from stream_app.pipeline import Record
+from stream_app.rebuild import Fold, RebuildCounts, Verdict, judge, rebuild
+from stream_app.state import Fence, UserRow, pack_row
+from stream_app.store import Replacement, RowCodec
+from stream_app.telemetry import Telemetry
+from tests.builders import interaction
+from tests.fakes import SPACE, STATE_SIZE, FakeRecord, record_of, serving
+
+READ_TO = {0: 50}
+LOG = [record_of(interaction(user_id=f"u-{n % 7}", item_id=f"i-{n % 3}", event_time_ms=n), offset=n) for n in range(50)]
+
+
+def row_bytes(offset: int, *, epoch: int = 1, partition: int = 0, space: int = SPACE, events: int = 3) -> bytes:
+    return pack_row(UserRow(events, 9, Fence(epoch, partition, offset), bytes(4 * STATE_SIZE), b"i-1"), space)
+
+
+@pytest.mark.parametrize(
+    ("stored", "verdict"),
+    [
+        (None, Verdict.MISSING),
+        (row_bytes(20), Verdict.UNCHANGED),
+        (b"", Verdict.CORRUPT),
+        (b"junk" * 30, Verdict.CORRUPT),
+        (row_bytes(20)[:-1], Verdict.CORRUPT),
+        (row_bytes(19), Verdict.BEHIND),
+        (row_bytes(20, events=4), Verdict.WRONG),
+        (row_bytes(20, space=SPACE + 1), Verdict.WRONG),
+        (row_bytes(21), Verdict.WRONG),
+        (row_bytes(49), Verdict.WRONG),
+        (row_bytes(50), Verdict.AHEAD),
+        (row_bytes(99, epoch=0), Verdict.BEHIND),
+        (row_bytes(1, epoch=2), Verdict.WRONG),
+        (row_bytes(99, partition=1), Verdict.BEHIND),
+    ],
+)
+def test_a_stored_row_is_judged_by_its_bytes_and_its_fence(stored: bytes | None, verdict: Verdict) -> None:
+    assert judge(stored, row_bytes(20), Fence(1, 0, 20), READ_TO) is verdict
+
+
+@dataclass(slots=True)
+class ListLog:
+    """A log in memory that ends at `end`, and at `later_end` after it was extended."""
+
+    records: Sequence[FakeRecord]
+    end: int
+    later_end: int
+    fixed: Collection[int] = ()
+    read_to: dict[int, int] = field(default_factory=lambda: {0: 0})
+
+    async def batches(self) -> AsyncIterator[Sequence[Record]]:
+        while self.read_to[0] < self.end:
+            start, self.read_to[0] = self.read_to[0], min(self.read_to[0] + 8, self.end)
+            yield self.records[start : self.read_to[0]]
+
+    async def extend(self) -> None:
+        self.end = self.later_end
+
+
+@dataclass(slots=True)
+class DictStore:
+    """Rows in memory; counts how often workers were told to drop their caches."""
+
+    rows: dict[str, bytes] = field(default_factory=dict)
+    told: int = 0
+    applied_offsets: dict[int, int] = field(default_factory=dict)
+
+    async def read(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        return [self.rows.get(user_id) for user_id in user_ids]
+
+    async def replace(self, replacements: Sequence[Replacement]) -> list[bool]:
+        same = [self.rows.get(one.user_id) == one.stored for one in replacements]
+        self.rows.update({one.user_id: one.data for one, ok in zip(replacements, same, strict=True) if ok})
+        return same
+
+    async def rebuilt(self, offsets: Mapping[int, int], *, mended: bool) -> None:
+        self.told += mended
+        self.applied_offsets.update(offsets)
+
+
+def fold_of(max_users: int = 100, *, everyone_at_home: bool = True) -> Fold:
+    return Fold(
+        serving(),
+        RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry()),
+        epoch=1,
+        limits=Limits(),
+        future_tolerance_ms=10**15,
+        max_users=max_users,
+        is_home=lambda *_: everyone_at_home,
+    )
+
+
+def run(store: DictStore, log: ListLog, fold: Fold, user_id: str | None = None) -> RebuildCounts:
+    asyncio.run(rebuild(log, fold, store, user_id=user_id, in_order=False, report=lambda _: None))
+    fold.close()
+    return fold.counts
+
+
+def rebuilt_rows(end: int = 50) -> dict[str, bytes]:
+    store = DictStore()
+    run(store, ListLog(LOG, end, end), fold_of())
+    return store.rows
+
+
+@pytest.mark.parametrize("max_users", [1, 2, 6, 7, 100])
+def test_how_many_rows_fit_into_memory_changes_nothing(max_users: int) -> None:
+    store = DictStore()
+    counts = run(store, ListLog(LOG, 50, 50), fold_of(max_users))
+    assert store.rows == rebuilt_rows()
+    assert (counts.users, counts.written, counts.interactions) == (7, 7, 50)
+    assert store.applied_offsets == {0: 49}
+
+
+def test_a_row_ahead_is_judged_again_after_reading_on() -> None:
+    right, wrong = rebuilt_rows(), pack_row(UserRow(1, 1, Fence(1, 0, 44), bytes(8), b"x"), SPACE)
+    store = DictStore({**rebuilt_rows(40), "u-1": right["u-1"], "u-2": wrong})
+    counts = run(store, ListLog(LOG, 40, 50), fold_of())
+    assert (store.rows["u-1"], store.rows["u-2"]) == (right["u-1"], right["u-2"])
+    assert (counts.ahead, store.told) == (0, 1)
+
+
+def test_a_row_that_claims_more_than_the_log_ever_held_is_overwritten() -> None:
+    store = DictStore({"u-3": row_bytes(10**9)})
+    counts = run(store, ListLog(LOG, 50, 50), fold_of())
+    assert store.rows == rebuilt_rows()
+    assert (counts.ahead, store.told) == (0, 1)
+
+
+def test_a_row_ahead_of_an_end_set_by_hand_stays() -> None:
+    store = DictStore(dict(rebuilt_rows()))
+    counts = run(store, ListLog(LOG, 10, 10, fixed=[0]), fold_of())
+    assert store.rows == rebuilt_rows()
+    assert (counts.ahead, counts.written) == (7, 0)
+
+
+def test_one_user_is_written_alone_and_moves_no_progress() -> None:
+    store = DictStore()
+    run(store, ListLog(LOG, 50, 50), fold_of(), user_id="u-3")
+    assert store.rows == {"u-3": rebuilt_rows()["u-3"]}
+    assert store.applied_offsets == {}
+
+
+def test_users_in_several_partitions_are_counted_and_nothing_is_written() -> None:
+    store = DictStore()
+    counts = run(store, ListLog(LOG, 50, 50), fold_of(everyone_at_home=False))
+    assert (counts.stray_users, store.rows) == (7, {})
