@@ -158,7 +158,6 @@ def probes(condition: Condition, loop_lag: EventLoopLag) -> Mapping[str, Probe]:
             Finding("event_loop", "failed" if lag_s > LOOP_LAG_LIMIT_S else "ok", f"{1000.0 * lag_s:.0f} ms late"),
             Finding("progress", "failed" if stalls else "ok", stalled or "every partition moves"),
             Finding("failure", "failed" if condition.failure else "ok", str(condition.failure or "none")),
-            Finding("tasks", "ok", f"{len(asyncio.all_tasks())} asyncio tasks"),
         ]
 
     def ready() -> list[Finding]:

@@ -79,12 +79,12 @@ def site(stack: LocalStack, artefact: Path, directory: Path, **environment: str)
 class WorkerProcess:
     """`rerank worker`: started and ready on entering, gone on leaving, by pid."""
 
-    def __init__(self, where: Site, **environment: str) -> None:
+    def __init__(self, where: Site, module: str = "stream_app", **environment: str) -> None:
         """Describe the worker; extra environment names are full names."""
         mark = uuid.uuid4().hex[:6]
         self.log_path = where.directory / f"worker-{mark}.log"
         self.process = ChildProcess(
-            [sys.executable, "-m", "stream_app", "worker"],
+            [sys.executable, "-m", module, "worker"],
             self.log_path,
             {**where.worker_environment(), **environment},
         )
