@@ -319,7 +319,7 @@ class Worker:
             rewind=context.rewind,
             drop_cache=store.drop,
             fail=self._fail,
-            high_water_offsets=lambda: cast("BatchConsumer", app.consumer).high_water_offsets(self._log),
+            high_waters=lambda: cast("BatchConsumer", app.consumer).high_waters(self._log),
         )
         return StoreWatch(rows, guarded, self._applied, hooks)
 

@@ -2,8 +2,7 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stream_app.errors import LogRecreatedError, StoreUnavailableError
@@ -14,18 +13,21 @@ from stream_app.store import RedisStore
 logger = logging.getLogger(__name__)
 
 STORE_WATCH_S = 0.5
-# A high-water offset is as old as the last fetch; one that stays behind Redis for so many looks is the log's end.
+# A high-water offset is as old as its fetch, and a worker that lost its partitions fetches no more while others go on:
+# only a fresh one that still stands behind Redis counts, and so many in a row are the log's end.
 LOOKS_BEFORE_RECREATED = 3
+
+HighWater = tuple[int, int]  # the offset after the last record, and when it was fetched, in ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """What the watch may do, and what it asks. `high_water_offsets` holds every partition that was fetched from."""
+    """What the watch may do, and what it asks. `high_waters` holds every partition that was fetched from."""
 
     rewind: Callable[[int, int], None]
     drop_cache: Callable[[], None]
     fail: Callable[[Exception], None]
-    high_water_offsets: Callable[[], Mapping[int, int]]
+    high_waters: Callable[[], Mapping[int, HighWater]]
 
 
 class StoreWatch:
@@ -35,7 +37,7 @@ class StoreWatch:
         """Watch the progress of the partitions in `applied`, and of those that are fetched from."""
         self._rows, self._guarded, self._applied, self._hooks = rows, guarded, applied, hooks
         self._rebuilds: int | None = None
-        self._beyond_end = Counter[int]()
+        self._beyond_end: dict[int, tuple[int, int]] = {}  # partition: looks in a row, when the last end was fetched
 
     async def run(self) -> None:
         """Look, twice a second."""
@@ -43,7 +45,7 @@ class StoreWatch:
             await asyncio.sleep(STORE_WATCH_S)
             known = dict(self._applied.offsets)  # before asking: what is applied meanwhile is in the answer
             try:
-                partitions = sorted(known.keys() | self._hooks.high_water_offsets().keys()) or [0]
+                partitions = sorted(known.keys() | self._hooks.high_waters().keys()) or [0]
                 stored = dict(zip(partitions, await self._rows.progress(partitions), strict=True))
                 rebuilds = await self._rows.rebuilds()
             except StoreUnavailableError as error:
@@ -55,7 +57,7 @@ class StoreWatch:
             self._rebuilds = rebuilds
             self._find_lost(known, stored)
             try:
-                self.find_recreated(stored, self._hooks.high_water_offsets())
+                self.find_recreated(stored, self._hooks.high_waters())
             except LogRecreatedError as error:
                 self._hooks.fail(error)
                 return
@@ -66,23 +68,18 @@ class StoreWatch:
                 logger.warning("event=store_behind partition=%s offset=%s has=%s", partition, offset, stored[partition])
                 self._hooks.rewind(partition, stored[partition])
 
-    def find_recreated(self, stored: Mapping[int, int], high_water_offsets: Mapping[int, int]) -> None:
+    def find_recreated(self, stored: Mapping[int, int], high_waters: Mapping[int, HighWater]) -> None:
         """Compare how far Redis has the log with where the log ends.
 
         Raises:
-            LogRecreatedError: Redis was ahead of the end for several looks in a row.
+            LogRecreatedError: Redis was ahead of several ends in a row, each fetched after the one before.
         """
-        beyond = set(beyond_end(stored, high_water_offsets))
-        self._beyond_end = Counter({partition: self._beyond_end[partition] + 1 for partition in beyond})
-        for partition in sorted(beyond):
-            if self._beyond_end[partition] >= LOOKS_BEFORE_RECREATED:
-                raise LogRecreatedError(partition, stored[partition], high_water_offsets[partition])
-
-
-def beyond_end(applied_offsets: Mapping[int, int], high_water_offsets: Mapping[int, int]) -> Iterable[int]:
-    """Return the partitions that are applied further than their log reaches."""
-    return (
-        partition
-        for partition, offset in applied_offsets.items()
-        if partition in high_water_offsets and offset >= high_water_offsets[partition]
-    )
+        for partition, (end_offset, fetched_ms) in high_waters.items():
+            if stored.get(partition, -1) < end_offset:
+                self._beyond_end.pop(partition, None)
+                continue
+            looks, last_fetched_ms = self._beyond_end.get(partition, (0, -1))
+            if fetched_ms > last_fetched_ms:
+                self._beyond_end[partition] = looks + 1, fetched_ms
+            if self._beyond_end[partition][0] >= LOOKS_BEFORE_RECREATED:
+                raise LogRecreatedError(partition, stored[partition], end_offset)

@@ -229,18 +229,19 @@ class BatchConsumer(driver.Consumer):
                 standings[tp] = Standing(backlog.unsettled, waiting, backlog.settled, state.timestamp)
         return standings
 
-    def high_water_offsets(self, topic: str) -> dict[int, int]:
-        """Return where the log of each assigned partition of a topic ended at its last fetch, if there was one."""
-        offsets = {}
+    def high_waters(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Return where the log of each assigned partition of a topic ended, and when that was fetched, in ms."""
+        consumer, high_waters = self._thread._ensure_consumer(), {}
         for tp in self.assignment():
             if tp.topic == topic:
                 try:
                     offset = self.highwater(tp)
+                    fetched_ms = consumer.last_poll_timestamp(driver.ensure_aiokafka_TP(tp))
                 except (RuntimeError, KafkaError):  # a rebalance takes partitions away in another thread
                     continue
                 if offset is not None and offset >= 0:
-                    offsets[tp.partition] = offset
-        return offsets
+                    high_waters[tp.partition] = (offset, int(fetched_ms or 0))
+        return high_waters
 
     def rewind(self, topic: str, partition: int, offset: int) -> None:
         """Read a partition again from `offset`, dropping what was delivered of it and is not done.

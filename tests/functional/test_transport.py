@@ -140,14 +140,16 @@ async def test_faust_acks_what_it_skips_during_a_rebalance() -> None:
 
 async def test_every_private_name_that_the_transport_uses_is_there() -> None:
     names = {
-        driver.AIOKafkaConsumerThread: ["_create_worker_consumer", "call_thread", "seek", "assignment"],
+        driver.AIOKafkaConsumerThread: [
+            "_create_worker_consumer", "_ensure_consumer", "call_thread", "seek", "assignment",
+        ],
         driver.Consumer: [
             "_new_consumer_thread", "_wait_next_records", "_to_message", "_filter_tps_with_pending_acks", "_new_offset",
             "_should_commit", "_commit", "_add_gap", "perform_seek", "on_partitions_revoked", "ack",
             "getmany", "commit",
         ],
         driver.Transport: ["Consumer"],
-        AIOKafkaConsumer: ["seek"],
+        AIOKafkaConsumer: ["seek", "highwater", "last_poll_timestamp"],
     }  # fmt: skip
     missing = [(kind.__name__, name) for kind, of in names.items() for name in of if not hasattr(kind, name)]
     assert missing == []
