@@ -25,10 +25,11 @@ from stream_app.breaker import CircuitBreaker
 from stream_app.cache import CachedStore
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
+from stream_app.current_rows import CurrentRows
 from stream_app.errors import SettingsError, TransientError
 from stream_app.guarded_store import GuardedStore
 from stream_app.health import HealthServer
-from stream_app.pipeline import AppliedOffsets, Serving
+from stream_app.pipeline import AppliedOffsets, RowSource, Serving
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
@@ -197,7 +198,8 @@ class Worker:
         settings = self._settings
         store = CachedStore(rows, max_users=settings.cached_users)
         app = faust_app(settings, self._start_at)
-        guarded = self._guarded(store)
+        rewind = partial(self._rewind, app, store)
+        guarded = self._guarded(CurrentRows(store, progress=rows.progress, applied=self._applied, rewind=rewind))
         context = AgentContext(
             serving=serving_of(artefact),
             store=store,
@@ -215,7 +217,7 @@ class Worker:
                 for name in CO_PARTITIONED
             },
             max_output_bytes=settings.kafka.max_request_bytes,
-            rewind=partial(self._rewind, app, store),
+            rewind=rewind,
             fail=self._fail,
             list_rows=guarded,
             at_hand=store.at_hand,
@@ -255,7 +257,7 @@ class Worker:
         for task in tasks:
             task.cancel()
 
-    def _guarded(self, store: CachedStore) -> GuardedStore:
+    def _guarded(self, store: RowSource) -> GuardedStore:
         settings = self._settings.redis
         return GuardedStore(
             store,

@@ -175,6 +175,10 @@ class AppliedOffsets:
         """Tell whether interactions of the partition that were applied once are being applied again."""
         return self.offsets.get(partition, -1) < self.lost_offsets.get(partition, -1)
 
+    def still(self, known: Mapping[int, int]) -> dict[int, int]:
+        """Return what of `known`, an earlier copy of the offsets, no rewind has taken back."""
+        return {partition: min(offset, self.offsets.get(partition, -1)) for partition, offset in known.items()}
+
     def drop(self) -> None:
         """Forget everything: after a rebalance somebody else may apply."""
         self.offsets.clear()
@@ -428,7 +432,8 @@ class Ranker:
             rows = loading.result()
         except StoreUnavailableError:
             return [], self._without_store(requests, started_ms)
-        return [], self._rank([(request, rows[request.request.user_id]) for request in requests], known, started_ms)
+        loaded = [(request, rows[request.request.user_id]) for request in requests]
+        return [], self._rank(loaded, self._applied.still(known), started_ms)
 
     def _without_store(self, requests: Sequence[ListRequest], started_ms: float) -> Ranked:
         return Ranked(

@@ -1,0 +1,53 @@
+"""Rows from a store that still has everything which was applied, or none at all."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from stream_app.errors import StoreUnavailableError
+from stream_app.pipeline import AppliedOffsets, RowSource
+from stream_app.state import UserRow
+
+StoredProgress = Callable[[Sequence[int]], Awaitable[list[int]]]
+
+
+class CurrentRows:
+    """What candidate lists load from: a Redis that came back empty or older would make every user a stranger.
+
+    The store watch notices that twice a second, a save at once; a list that loads before either must not be ranked
+    from rows that lack what its `after` names. So the progress is read after the rows: one more trip, for users that
+    are not cached.
+    """
+
+    def __init__(
+        self,
+        store: RowSource,
+        *,
+        progress: StoredProgress,
+        applied: AppliedOffsets,
+        rewind: Callable[[int, int], None],
+    ) -> None:
+        """Load from `store`; `rewind(partition, offset)` reads again what it lost."""
+        self._store = store
+        self._progress = progress
+        self._applied = applied
+        self._rewind = rewind
+
+    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
+        """Return the row of each user.
+
+        Raises:
+            StoreUnavailableError: the store did not answer, or lost interactions that were applied.
+        """
+        known = dict(self._applied.offsets)  # before the rows: what is applied meanwhile may be missing in them
+        rows = await self._store.load(user_ids)
+        partitions = list(known)
+        stored = dict(zip(partitions, await self._progress(partitions), strict=True)) if partitions else {}
+        behind = [partition for partition in partitions if stored[partition] < known[partition]]
+        for partition in behind:
+            if stored[partition] < self._applied.offsets.get(partition, -1):
+                self._rewind(partition, stored[partition])
+        if behind:
+            raise StoreUnavailableError(
+                f"Redis lost interactions of partitions {behind} that were applied; its rows are not used; they are "
+                "read again"
+            )
+        return rows
