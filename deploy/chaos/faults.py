@@ -12,7 +12,7 @@ from aiokafka.errors import KafkaError
 
 from deploy.chaos.plan import BrokerChoice, FaultKind, Strike, Target
 from deploy.chaos.proxy import Proxy, Trouble
-from deploy.chaos.world import PARTITIONS, PREFIX, SESSION_TIMEOUT_S, World
+from deploy.chaos.world import PARTITIONS, PREFIX, SESSION_TIMEOUT_S, World, start_again
 from schemas.topics import CO_PARTITIONED, topic_name
 
 Fault = Callable[[World, Strike], AbstractAsyncContextManager[None]]
@@ -121,7 +121,7 @@ async def roll_redis_back(world: World, strike: Strike) -> AsyncIterator[None]:
     await asyncio.to_thread(world.redis.snapshot)
     yield
     world.redis.kill()
-    await asyncio.to_thread(world.redis.start)
+    await start_again(world.redis)
     (world.redis.directory / "dump.rdb").unlink(missing_ok=True)
 
 
@@ -130,7 +130,7 @@ async def kill_redis(world: World, strike: Strike) -> AsyncIterator[None]:
     """Kill -9, nobody listens for a while, then it comes back empty."""
     world.redis.kill()
     yield
-    await asyncio.to_thread(world.redis.start)
+    await start_again(world.redis)
 
 
 @asynccontextmanager
@@ -155,7 +155,7 @@ async def restart_broker(world: World, strike: Strike) -> AsyncIterator[None]:
     node = world.nodes[strike.index]
     await asyncio.to_thread(node.stop)
     yield
-    await asyncio.to_thread(node.start)
+    await start_again(node)
 
 
 @asynccontextmanager
@@ -164,7 +164,7 @@ async def kill_broker(world: World, strike: Strike) -> AsyncIterator[None]:
     node = world.nodes[strike.index]
     node.kill()
     yield
-    await asyncio.to_thread(node.start)
+    await start_again(node)
 
 
 @asynccontextmanager
@@ -176,7 +176,7 @@ async def kill_leader(world: World, strike: Strike) -> AsyncIterator[None]:
     node = world.nodes[index]
     node.kill()
     yield
-    await asyncio.to_thread(node.start)
+    await start_again(node)
 
 
 @asynccontextmanager

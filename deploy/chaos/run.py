@@ -139,6 +139,12 @@ async def _storm(world: World, account: _Account, strikes: list[Strike], load: L
 
 
 async def _strike(world: World, account: _Account, strike: Strike) -> None:
+    """Strike when the last fault of the same target is over: a server may take longer to start than was planned."""
+    async with world.turns[strike.kind.target, strike.index if strike.kind.target == "worker" else 0]:
+        await _strike_now(world, account, strike)
+
+
+async def _strike_now(world: World, account: _Account, strike: Strike) -> None:
     at_s, trouble = account.now_s(), None
     whom = (
         f" ({strike.kind.target} {strike.index})" if strike.kind.target in ("worker", "broker", "broker link") else ""
@@ -146,7 +152,7 @@ async def _strike(world: World, account: _Account, strike: Strike) -> None:
     world.say(f"{at_s:7.1f} s  step {strike.step:5}  {strike.kind.name}{whom}, for {strike.steps} steps")
     try:
         async with TABLE[strike.kind](world, strike):
-            await world.until_step(strike.step + strike.steps)
+            await world.until_step(world.step + strike.steps)
     except (LocalStackError, redis.RedisError, OSError) as error:
         trouble = f"{type(error).__name__}: {str(error)[:200]}"
         world.say(f"{account.now_s():7.1f} s  {strike.kind.name}: {trouble}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from deploy.chaos.fleet import Fleet, Worker
 from deploy.chaos.outside import Outside
 from deploy.chaos.plan import BrokerChoice
 from deploy.chaos.proxy import Proxy
-from deploy.local import ApacheKafka, ApacheKafkaCluster, EmbeddedKafka, RedisServer
+from deploy.local import ApacheKafka, ApacheKafkaCluster, EmbeddedKafka, LocalStackError, RedisServer
 from deploy.local.server import LocalServer
 from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.topic_admin import create_topics
@@ -37,6 +38,14 @@ class Place:
     directory: Path
 
 
+async def start_again(server: LocalServer) -> None:
+    """Start a server on its ports and with its data; once more if the machine was too busy the first time."""
+    try:
+        await asyncio.to_thread(server.start)
+    except LocalStackError:
+        await asyncio.to_thread(server.start)
+
+
 class World:
     """Starts on entering, is gone on leaving, whatever happened. One event loop owns it."""
 
@@ -53,7 +62,7 @@ class World:
         self.redis_link = Proxy("redis")
         self.fleet = Fleet([], say)
         self.outside = Outside("", PREFIX, PARTITIONS)
-        self._cluster: ApacheKafkaCluster | None = None
+        self.turns: defaultdict[tuple[str, int], asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stepped = asyncio.Condition()
         self._running = AsyncExitStack()
 
@@ -142,11 +151,14 @@ class World:
         """Undo what a fault may have left behind: links, frozen and dead servers."""
         self.heal_links()
         self.flooding = False
+        dead = [server for server in (*self.nodes, self.redis) if not server.is_running]
         for server in (*self.nodes, self.redis):
             if server.is_running:
                 server.resume()
-            else:
-                await asyncio.to_thread(server.start)
+        for server in dead:  # nodes of one cluster are ready only together
+            await asyncio.to_thread(server.launch)
+        for server in dead:
+            await asyncio.to_thread(server.wait_until_ready)
 
     async def _start_redis(self, running: AsyncExitStack) -> None:
         await self.redis_link.start()
