@@ -114,4 +114,6 @@ def _cluster_settings(nodes: int) -> dict[str, str | int]:
         "share.coordinator.state.topic.min.isr": in_sync,
         # How long a killed leader is waited for; 9000 by default.
         "broker.session.timeout.ms": 3000,
+        # At most half of it, or a broker on a busy machine loses its lease and is not ready again.
+        "broker.heartbeat.interval.ms": 500,
     }
