@@ -58,8 +58,7 @@ def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
         return _through_sentinel(address, options)
     client: Any = RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in address.hosts],
-        cluster_error_retry_attempts=1,
-        retry=Retry(NoBackoff(), 0),
+        retry=Retry(NoBackoff(), 1),  # a slot that moved is asked for once more, at its new place
         **options,
     )
     cluster: redis_asyncio.Redis = client

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,8 @@ from pydantic import SecretStr
 from deploy.local.redis import RedisServer
 from schemas.limits import Limits
 from stream_app.cache import CachedStore
-from stream_app.connection import connect
+from stream_app.cluster_store import store_of
+from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
 from stream_app.pipeline import UserStore, apply_interactions
 from stream_app.settings import RedisSettings
@@ -22,9 +24,11 @@ from stream_app.store import MemoryStore, RedisStore, RowCodec
 from stream_app.telemetry import Telemetry
 from tests.builders import interaction
 from tests.fakes import SPACE, STATE_SIZE, FakeRecord, memory_store, record_of, serving
+from tests.redis_kit import PASSWORD, USER, Certificates, Cluster, Sentinels, TlsTerminator, permit
 
 LIMITS = Limits()
-REDIS = pytest.param("redis", marks=pytest.mark.integration)
+REDIS_KINDS = ("redis", "redis without scripts", "redis with tls and acl", "redis by sentinel", "redis cluster")
+BACKENDS = ["memory", *(pytest.param(kind, marks=pytest.mark.integration) for kind in REDIS_KINDS)]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +41,48 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         server.stop()
 
 
-@pytest.fixture(params=["memory", REDIS])
+@pytest.fixture(scope="module")
+def redis_behind_tls(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSettings]:
+    certificates = Certificates(tmp_path_factory.mktemp("certificates"))
+    permit(redis_server.address)
+    certificate, key = certificates.sign("redis", valid=True)
+    with TlsTerminator(redis_server, certificate, key) as terminator:
+        url = f"rediss://{USER}:{PASSWORD}@127.0.0.1:{terminator.port}/0"
+        yield RedisSettings(url=SecretStr(url), ca_file=certificates.ca)
+
+
+@pytest.fixture(scope="module")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    started = Sentinels(tmp_path_factory.mktemp("sentinels"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    started = Cluster(tmp_path_factory.mktemp("cluster"))
+    yield started
+    started.stop()
+
+
+def redis_settings(request: pytest.FixtureRequest, kind: str) -> RedisSettings:
+    if kind == "redis with tls and acl":
+        settings: RedisSettings = request.getfixturevalue("redis_behind_tls")
+        return settings
+    fixture = {"redis by sentinel": "sentinels", "redis cluster": "cluster"}.get(kind, "redis_server")
+    url = SecretStr(request.getfixturevalue(fixture).url)
+    return RedisSettings(url=url, scripts="watch" if kind == "redis without scripts" else "lua")
+
+
+@pytest.fixture(params=BACKENDS)
 async def backend(request: pytest.FixtureRequest) -> AsyncIterator[MemoryStore | RedisStore]:
     if request.param == "memory":
         yield memory_store()
         return
-    server: RedisServer = request.getfixturevalue("redis_server")
-    client = connect(RedisSettings(url=SecretStr(server.url)))
-    yield redis_store(client)
+    settings = redis_settings(request, request.param)
+    client = connect(settings)
+    await check_connection(client, settings)
+    yield redis_store(client, scripts=settings.scripts)
     await client.aclose()
 
 
@@ -55,9 +93,15 @@ def store(backend: MemoryStore | RedisStore, request: pytest.FixtureRequest) -> 
     return CachedStore(backend, max_users=100 if request.param == "cached" else 1)
 
 
-def redis_store(client: object, prefix: str | None = None) -> RedisStore:
-    codec = RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry())
-    return RedisStore(client, codec=codec, key_prefix=prefix or f"t-{uuid.uuid4().hex}", log="interactions")  # type: ignore[arg-type]
+def redis_store(client: object, prefix: str | None = None, *, scripts: Literal["lua", "watch"] = "lua") -> RedisStore:
+    return store_of(
+        client,
+        codec=RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry()),
+        key_prefix=prefix or f"t-{uuid.uuid4().hex}",
+        log="interactions",
+        scripts=scripts,
+        cluster=is_cluster(client),
+    )
 
 
 def row(offset: int, *, partition: int = 0, epoch: int = 1) -> UserRow:

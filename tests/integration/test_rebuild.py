@@ -76,7 +76,7 @@ def log(events: int = EVENTS, start: int = 0) -> list[Interaction]:
     return [
         interaction(
             event_id=f"e-{n}",
-            user_id=f"u-{(n * 7 + n // 5) % USERS}",
+            user_id=f"u-{n * 5 % USERS}",
             item_id=f"i-{1 + n % ITEMS}",
             kind="click",
             event_time_ms=n,
