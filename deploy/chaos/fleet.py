@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import orjson
+
 from deploy.local.process import ChildProcess
 
 READY_LINE = b'{"event":"ready"'
@@ -47,7 +49,7 @@ class Worker:
         """Return why the latest process says it failed, or how its log ends."""
         lines = self._output().decode(errors="replace").splitlines()
         failed = [line for line in lines if "event=failed" in line or line.startswith("rerank: ")]
-        return (failed or lines or [""])[-1][:300]
+        return _told((failed or lines or [""])[-1])
 
     def _output(self) -> bytes:
         if not self.child.log_path.exists():
@@ -55,6 +57,15 @@ class Worker:
         with self.child.log_path.open("rb") as log:
             log.seek(self._log_start_bytes)
             return log.read()
+
+
+def _told(line: str) -> str:
+    """Return what a log line tells, without its frame and traceback."""
+    try:
+        told = orjson.loads(line)["event"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        told = line
+    return str(told).removeprefix("event=failed ")[:200]
 
 
 class Fleet:

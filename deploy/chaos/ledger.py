@@ -57,6 +57,14 @@ class Ledger:
         checks = [(check.name, _verdict(check)) for check in self.checks]
         return [("run", run), ("faults", faults), ("records", counts), ("checks", checks)]
 
+    def markdown(self) -> str:
+        """Return the sections as tables, for docs/faults.md."""
+        tables = [
+            f"| {title} | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows)
+            for title, rows in self.sections()
+        ]
+        return "\n".join(tables) + "\nNot tried: " + "; ".join(self.left_out) + ".\n"
+
     def differences(self) -> list[str]:
         """Return what does not hold, a few examples of each."""
         lines = []

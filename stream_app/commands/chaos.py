@@ -33,7 +33,7 @@ def chaos(  # noqa: PLR0917 - each is an option of the command
         Path | None, typer.Option(help="A learned-ema artefact; without it a tiny one of random items.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Keep logs here, and the ledger as chaos.json.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep logs here, and the ledger as chaos.json and chaos.md.")] = None,
 ) -> None:
     """Start broker, Redis and workers, break them at random under load, heal them, and compare with the oracle.
 
@@ -57,6 +57,7 @@ def chaos(  # noqa: PLR0917 - each is an option of the command
         raise typer.Exit(1) from None
     if out is not None:
         (out / "chaos.json").write_bytes(orjson.dumps(ledger.as_json(), option=orjson.OPT_INDENT_2))
+        (out / "chaos.md").write_text(ledger.markdown())
     _show(ledger, json_output=json_output)
     if not ledger.holds:
         raise typer.Exit(1)
