@@ -288,15 +288,27 @@ async def until_log_says(worker: WorkerProcess, text: str, timeout_s: float = 60
         await asyncio.sleep(0.05)
 
 
-async def serving(where: Site, **environment: str) -> WorkerProcess:
-    """Start a worker beside the running load, and return it ready; the caller stops it."""
+_launched: list[WorkerProcess] = []
+
+
+def launched(where: Site, **environment: str) -> WorkerProcess:
+    """Start a worker without waiting for it; `kill_all` ends what a test leaves behind."""
     worker = WorkerProcess(where, **environment)
-    try:
-        worker.start()
-        await asyncio.to_thread(worker.ready)
-    except BaseException:
-        worker.process.stop()
-        raise
+    _launched.append(worker)
+    worker.start()
+    return worker
+
+
+def kill_all() -> None:
+    """Kill every worker that was launched and still runs."""
+    while _launched:
+        _launched.pop().process.kill()
+
+
+async def serving(where: Site, **environment: str) -> WorkerProcess:
+    """Start a worker beside the running load, and return it ready."""
+    worker = launched(where, **environment)
+    await asyncio.to_thread(worker.ready)
     return worker
 
 

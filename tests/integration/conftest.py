@@ -11,6 +11,7 @@ import pytest
 from deploy.local import LocalStack, LocalStackError
 from deploy.local.programs import find_java, find_kafka_home
 from deploy.local.stack import KafkaChoice
+from tests.fault_kit import kill_all
 
 _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared" / "kafka"
 _BROKERS: dict[str, KafkaChoice] = {"embedded": "embedded", "apache": "apache"}
@@ -57,6 +58,13 @@ def local_stack(
 def topic_prefix() -> str:
     """Return a prefix that no other test has."""
     return f"t{uuid.uuid4().hex[:10]}-"
+
+
+@pytest.fixture(autouse=True)
+def no_worker_left_behind() -> Iterator[None]:
+    """End the workers of a fault test that failed half-way."""
+    yield
+    kill_all()
 
 
 def _kafka_home() -> Path | None:

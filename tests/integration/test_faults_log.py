@@ -9,12 +9,13 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewPartitions
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
-from deploy.local import ApacheKafka, LocalStack
+from deploy.local import ApacheKafka, EmbeddedKafka, LocalStack
 from deploy.local.stack import KafkaChoice
-from stream_app.topic_admin import admin_client
-from tests.fault_kit import exit_code, healed, healed_log, read_log, serving, stop_gracefully, under_load
+from stream_app.topic_admin import admin_client, partition_counts
+from tests.builders import interaction
+from tests.fault_kit import exit_code, healed, healed_log, launched, read_log, serving, stop_gracefully, under_load
 from tests.tiny_artefact import write_tiny_artefact
-from tests.worker_kit import Site, WorkerProcess, client, site
+from tests.worker_kit import Site, client, site
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -101,6 +102,39 @@ async def test_sigterm_with_the_broker_gone_ends_in_the_grace_period(
             stack.kafka.resume() if gone == "hung" else stack.kafka.start()
 
 
+async def test_a_log_that_starts_anew_ends_the_worker(
+    test_broker: KafkaChoice, kafka_home: Path | None, artefact: Path, tmp_path: Path
+) -> None:
+    with LocalStack(tmp_path, kafka=test_broker, redis="local", kafka_home=kafka_home) as stack:
+        where = site(stack, artefact, tmp_path)
+        await where.create_topics()
+        async with client(where) as outsider:
+            worker = await serving(where)
+            async with under_load(outsider, SEED) as load:
+                await asyncio.sleep(1.0)
+            await healed(where, load)
+            await stop_gracefully(worker)
+        await empty_the_broker(stack, where)
+        await where.create_topics()
+        async with client(where) as outsider:
+            worker = await serving(where)
+            for user in range(20):
+                await outsider.interact(interaction(user_id=f"u-{user}"))
+            assert await exit_code(worker) == 1
+    assert "rerank reset-epoch" in worker.log()
+
+
+async def empty_the_broker(stack: LocalStack, where: Site) -> None:
+    """Lose every topic, as somebody who deletes them would."""
+    if isinstance(stack.kafka, EmbeddedKafka):
+        await asyncio.to_thread(stack.kafka.restart)
+        return
+    async with admin_client(where.settings().kafka, 15.0) as admin:
+        names = [name for name in await partition_counts(admin) if name.startswith(where.prefix)]
+        await admin.delete_topics(names)
+    await asyncio.sleep(1.0)
+
+
 @pytest.mark.kafka
 async def test_after_the_partition_count_was_raised_moved_users_go_on(
     kafka_home: Path, artefact: Path, tmp_path: Path
@@ -145,7 +179,6 @@ async def test_a_join_that_the_broker_refuses_ends_the_worker(kafka_home: Path, 
             environment=where.environment,
         )
         await refused.create_topics()
-        worker = WorkerProcess(refused)
-        worker.start()
+        worker = launched(refused)
         assert await exit_code(worker, 40.0) == 1
         assert "no partitions assigned in 8 s" in worker.log()
