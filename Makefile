@@ -30,9 +30,10 @@ endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 REPORTS := out/tests
+FAULT_REPORTS := out/faults
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-kafka integration replay bench chaos check format lint types arch up clean
+.PHONY: help setup demo test test-kafka faults integration replay bench chaos check format lint types arch up clean
 
 help: ## Show this list
 	@echo "stream-rerank: a click is in the user's next list. First: make demo, then: make test"
@@ -82,6 +83,16 @@ endif
 test-kafka: $(STAMP) ## Run the integration tests on Apache Kafka from KAFKA_HOME
 	RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' \
 	    $(BIN)/python -m pytest tests/integration --junit-xml=$(REPORTS)/apache.xml $(PYTEST_ARGS)
+
+faults: $(STAMP) ## Run the tests of the fault matrix and write docs/faults.md from what came of them
+	rm -rf $(FAULT_REPORTS)
+	-$(BIN)/python -m pytest -m "not kafka" -k "$$($(BIN)/python -m tests.fault_table select)" \
+	    --junit-xml=$(FAULT_REPORTS)/embedded.xml $(PYTEST_ARGS)
+ifneq ($(KAFKA_JARS),)
+	-RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' $(BIN)/python -m pytest tests/integration \
+	    -k "$$($(BIN)/python -m tests.fault_table select)" --junit-xml=$(FAULT_REPORTS)/apache.xml $(PYTEST_ARGS)
+endif
+	$(BIN)/python -m tests.fault_table write docs/faults.md $(FAULT_REPORTS)/*.xml
 
 integration: $(STAMP) ## Run the tests that start a real broker and a real Redis, on the embedded broker
 	$(BIN)/python -m pytest -m "integration and not kafka" $(PYTEST_ARGS)
