@@ -66,9 +66,10 @@ class ClusterStore(RedisStore):
                 self._bucket_call(bucket, [updates[at] for at in places], progress)
                 for bucket, places in by_bucket.items()
             ]
-            answers = await self._call(calls)
-            for (bucket, places), answer in zip(by_bucket.items(), answers, strict=True):
-                for at, ok in zip(places, self._bucket_written(bucket, answer, progress), strict=True):
+            answers = dict(zip(by_bucket, await self._call(calls), strict=True))
+            self._check_buckets(answers, progress)
+            for bucket, places in by_bucket.items():
+                for at, ok in zip(places, self._bucket_written(bucket, answers[bucket], progress), strict=True):
                     written[at] = ok
         if completes and all(written) and progress:
             await super()._save([], progress, completes=True)
@@ -89,14 +90,18 @@ class ClusterStore(RedisStore):
         arguments += [part for update in updates for part in (fence_text(update.base), self._codec.pack(update.row))]
         return save_call(keys, arguments)
 
+    def _check_buckets(self, answers: Mapping[str, list[Any]], progress: Sequence[Progress]) -> None:
+        """Raise for the bucket that lost most of what we wrote; the others' loss shows at their next write."""
+        behind: dict[int, int] = {}
+        for bucket, (verdict, *details) in answers.items():
+            if verdict == BEHIND:
+                step, has = progress[details[0] - 1], offset_of(details[1])
+                self._bucket_offsets[bucket, step.partition] = has
+                behind[step.partition] = min(step.base, has, behind.get(step.partition, step.base))
+        for partition, has in behind.items():
+            raise StoreBehindError(partition, has)
+
     def _bucket_written(self, bucket: str, answer: list[Any], progress: Sequence[Progress]) -> list[bool]:
-        """Return which rows were written; a bucket that lost what we wrote sends us back to what it has."""
-        verdict, *details = answer
-        if verdict == BEHIND:
-            step, has = progress[details[0] - 1], offset_of(details[1])
-            for known in [key for key in self._bucket_offsets if key[0] == bucket]:
-                del self._bucket_offsets[known]
-            raise StoreBehindError(step.partition, min(step.base, has))
         written = self._written(answer, progress)
         if all(written):
             for step in progress:
@@ -107,6 +112,7 @@ class ClusterStore(RedisStore):
     async def progress(self, partitions: Sequence[int]) -> list[int]:
         """Return the offset up to which each partition is applied; -1 for all when a node came back empty."""
         if partitions and self._partitions and await self._forgotten_buckets():
+            self._bucket_offsets.clear()  # all of it is read again, so nothing can hide
             await self._mark(clear=range(self._partitions))
         return await super().progress(partitions)
 
