@@ -1,4 +1,4 @@
-"""A minute of `rerank chaos`: faults at random, and then everything must hold."""
+"""A minute of `rerank chaos`, half of one on Apache Kafka: faults at random, and then everything must hold."""
 
 import json
 import os
@@ -8,16 +8,17 @@ from pathlib import Path
 
 from deploy.local.stack import KafkaChoice
 
-SEED, MINUTES = "7", "1"
+SEED = "7"
+MINUTES = {"embedded": "1", "apache": "0.5"}
 TIMEOUT_S = 280
 
 
 def test_a_minute_of_chaos_loses_and_doubles_nothing(
     test_broker: KafkaChoice, kafka_home: Path | None, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "stream_app", "chaos", "--seed", SEED, "--minutes", MINUTES, "--json"]
+    command = [sys.executable, "-m", "stream_app", "chaos", "--seed", SEED, "--json"]
     done = subprocess.run(
-        [*command, "--broker", test_broker, "--out", str(tmp_path)],
+        [*command, "--broker", test_broker, "--minutes", MINUTES[test_broker], "--out", str(tmp_path)],
         env={**os.environ, "KAFKA_HOME": str(kafka_home or "")},
         capture_output=True,
         text=True,
@@ -28,4 +29,4 @@ def test_a_minute_of_chaos_loses_and_doubles_nothing(
     ledger = json.loads(done.stdout)
     assert [check for check in ledger["checks"] if check["problems"]] == [], done.stderr
     assert (done.returncode, ledger["holds"]) == (0, True)
-    assert len(ledger["faults"]) >= 5
+    assert len(ledger["faults"]) >= 2
