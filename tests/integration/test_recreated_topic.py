@@ -1,0 +1,113 @@
+"""A topic that was deleted and created again: its offsets would be taken for old ones, so the worker says so."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from aiokafka.admin import AIOKafkaAdminClient
+
+from deploy.local import LocalStack
+from stream_app.state import fence_of
+from tests.builders import interaction
+from tests.tiny_artefact import write_tiny_artefact
+from tests.worker_kit import Site, WorkerProcess, client, site
+
+pytestmark = [pytest.mark.integration, pytest.mark.kafka]
+
+PARTITIONS = 2
+
+
+@pytest.fixture(scope="module")
+def apache(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    with LocalStack(tmp_path_factory.mktemp("stack"), kafka="apache", redis="local", kafka_home=kafka_home) as stack:
+        yield stack
+
+
+def applied(where: Site) -> int:
+    with redis.Redis.from_url(where.redis_url) as connection:
+        keys = list(connection.scan_iter(f"{where.prefix}rerank:{{log}}:*:*"))
+        return sum(int(str(connection.get(key), "ascii")) for key in keys)
+
+
+async def until_applied(where: Site, count: int) -> None:
+    async with asyncio.timeout(60):
+        while applied(where) != count:  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.05)
+
+
+async def produce(where: Site, count: int) -> None:
+    async with client(where) as producer:
+        for n in range(count):
+            await producer.interact(
+                interaction(event_id=f"e-{n}", user_id=f"u-{n % 4}", item_id="i-1", event_time_ms=n)
+            )
+
+
+async def recreate(where: Site) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=where.bootstrap_servers)
+    await admin.start()
+    try:
+        await admin.delete_topics([f"{where.prefix}interactions"])
+        async with asyncio.timeout(30):
+            while f"{where.prefix}interactions" in await admin.list_topics():  # noqa: ASYNC110 - the broker tells nobody
+                await asyncio.sleep(0.1)
+    finally:
+        await admin.close()
+    await where.create_topics(PARTITIONS)
+
+
+async def ended(worker: WorkerProcess) -> str:
+    async with asyncio.timeout(60):
+        while worker.process.is_running:  # noqa: ASYNC110 - a process tells nobody
+            await asyncio.sleep(0.05)
+    return worker.log()
+
+
+def reset_epoch(where: Site) -> dict[str, object]:
+    done = subprocess.run(
+        [sys.executable, "-m", "stream_app", "reset-epoch", "--yes", "--json"],
+        env=where.worker_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("running", [False, True], ids=["at start", "while it runs"])
+async def test_a_recreated_topic_ends_the_worker_until_the_epoch_is_reset(
+    apache: LocalStack, tmp_path: Path, running: bool
+) -> None:
+    where = site(apache, write_tiny_artefact(tmp_path / "artefact"), tmp_path)
+    await where.create_topics(PARTITIONS)
+    with WorkerProcess(where) as worker:
+        await produce(where, 40)
+        await until_applied(where, 40)
+        if running:
+            await recreate(where)
+            await ended(
+                worker
+            )  # whichever it meets first: no partitions of the log for a while, or a log that starts again
+    if not running:
+        await recreate(where)
+    await produce(where, 8)
+    with WorkerProcess(where) as worker:
+        log = await ended(worker)
+    assert "rerank reset-epoch" in log
+    assert "ends before offset" in log
+
+    assert reset_epoch(where) == {"topic": f"{where.prefix}interactions", "epoch": 2}
+    with WorkerProcess(where):
+        await until_applied(where, 8)
+    with redis.Redis.from_url(where.redis_url) as connection:
+        rows = [connection.get(key) for key in connection.scan_iter(f"{where.prefix}rerank:{{b*}}:u:*")]
+    assert {fence_of(row).epoch for row in rows if isinstance(row, bytes)} == {2}
+    assert len(rows) == 4
