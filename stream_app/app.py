@@ -29,7 +29,7 @@ from stream_app.current_rows import CurrentRows
 from stream_app.errors import SettingsError, TransientError
 from stream_app.guarded_store import GuardedStore
 from stream_app.health import HealthServer
-from stream_app.pipeline import AppliedOffsets, RowSource, Serving
+from stream_app.ports import AppliedOffsets, RowSource
 from stream_app.publisher import KafkaPublisher
 from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
@@ -57,18 +57,6 @@ class SystemClock:
     def now_ms(self) -> float:
         """Return milliseconds since 1970."""
         return time.time() * 1000.0
-
-
-def serving_of(artefact: Artefact) -> Serving:
-    """Return what the pipeline must know of an artefact."""
-    manifest = artefact.manifest
-    return Serving(
-        model=artefact.model,
-        arena=artefact.arena,
-        history_size=manifest.dims.H,
-        feature_names=manifest.features,
-        name=SlateModel(name=manifest.name, version=manifest.version, variant="control"),
-    )
 
 
 class RerankApp(faust.App):
@@ -201,7 +189,7 @@ class Worker:
         rewind = partial(self._rewind, app, store)
         guarded = self._guarded(CurrentRows(store, progress=rows.progress, applied=self._applied, rewind=rewind))
         context = AgentContext(
-            serving=serving_of(artefact),
+            serving=artefact.serving(),
             store=store,
             publisher=publisher,
             applied=self._applied,

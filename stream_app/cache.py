@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from stream_app.pipeline import UserStore
+from stream_app.ports import UserStore
 from stream_app.state import Progress, RowUpdate, UserRow
 
 

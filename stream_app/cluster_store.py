@@ -39,7 +39,6 @@ class ClusterStore(RedisStore):
                 f"RERANK_REDIS__SCRIPTS={scripts!r}: a cluster needs scripts; the process does not start; set it to lua"
             )
         super().__init__(client, codec=codec, key_prefix=key_prefix, log=log)
-        self._partitions = 0
         self._bucket_offsets: dict[tuple[str, int], int] = {}  # how far this writer brought a bucket
 
     async def _get(self, keys: list[str]) -> list[bytes | None]:
@@ -122,7 +121,6 @@ class ClusterStore(RedisStore):
         A bucket whose mark is missing although the log has one lost its rows: nothing counts as applied any more.
         """
         lost = await self._forgotten_buckets() if await self._is_marked() else []
-        self._partitions = partitions
         epoch = await super().enter_epoch(partitions)
         await self._mark(clear=range(partitions) if lost else ())
         return epoch

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 
 from stream_app.errors import StoreUnavailableError
-from stream_app.pipeline import AppliedOffsets, RowSource
+from stream_app.ports import AppliedOffsets, RowSource
 from stream_app.state import UserRow
 
 StoredProgress = Callable[[Sequence[int]], Awaitable[list[int]]]

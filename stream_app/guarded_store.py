@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stream_app.breaker import CircuitBreaker, CircuitState
 from stream_app.errors import StoreUnavailableError
-from stream_app.pipeline import Clock, RowSource
+from stream_app.ports import Clock, RowSource
 from stream_app.state import UserRow
 from stream_app.telemetry import Telemetry
 

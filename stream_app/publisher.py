@@ -8,7 +8,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownError
 
 from stream_app.errors import PublishError, TransientError
-from stream_app.pipeline import OutputRecord
+from stream_app.ports import OutputRecord
 from stream_app.settings import KafkaSettings
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Protocol
 
 from schemas.limits import Limits
-from stream_app.pipeline import Record, Serving, decode_interactions
+from stream_app.pipeline import decode_interactions
+from stream_app.ports import Record, Serving
 from stream_app.row_spill import RowSpill
 from stream_app.state import Fence, RowError, UserRow, advance, fence_of, sound_fence
 from stream_app.store import Replacement, RowCodec

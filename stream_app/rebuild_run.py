@@ -11,19 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aiokafka.partitioner import murmur2
-
-from schemas.records import SlateModel
 from schemas.topics import topic_name
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import LogRecreatedError, RerankError, SettingsError, TransientError
 from stream_app.interactions_log import KafkaLog, high_water_offsets, start_offsets
-from stream_app.pipeline import Serving
 from stream_app.rebuild import Fold, RebuildCounts, rebuild
 from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
-from stream_app.store import RedisStore, RowCodec
+from stream_app.store import RedisStore, RowCodec, home_partition
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import admin_client, partition_counts
 
@@ -102,7 +98,7 @@ async def _prepare(settings: Settings, request: RebuildRequest) -> tuple[int, di
         if offset >= ends[partition]:
             raise LogRecreatedError(partition, offset, ends[partition])
     if request.user_id is not None and epoch == 1:
-        home = _home(request.user_id, partitions)
+        home = home_partition(request.user_id, partitions)
         ends = {home: ends[home]}
     await _check_starts(settings, log, ends, request)
     return partitions, ends
@@ -158,13 +154,13 @@ async def _rebuild_share(share: _Share, report: Callable[[RebuildCounts], None])
     try:
         epoch = await store.enter_epoch(share.partitions)
         fold = Fold(
-            _serving(artefact),
+            artefact.serving(),
             _codec(artefact),
             epoch=epoch,
             limits=settings.limits(),
             future_tolerance_ms=settings.future_tolerance_ms,
             max_users=request.max_users,
-            is_home=lambda user_id, partition: _home(user_id, share.partitions) == partition,
+            is_home=lambda user_id, partition: home_partition(user_id, share.partitions) == partition,
         )
         await rebuild(log, fold, store, user_id=request.user_id, in_order=share.in_order, report=report)
         return fold.counts
@@ -241,11 +237,6 @@ def _sum(some: Iterable[RebuildCounts]) -> RebuildCounts:
     return total
 
 
-def _home(user_id: str, partitions: int) -> int:
-    """Return the partition where the contract puts a user: Java's partitioner."""
-    return int((murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions)
-
-
 def _codec(artefact: Artefact) -> RowCodec:
     return RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=Telemetry())
 
@@ -258,16 +249,4 @@ def _store(client: Any, settings: Settings, codec: RowCodec) -> RedisStore:
         log=topic_name(settings.topic_prefix, "interactions"),
         scripts=settings.redis.scripts,
         cluster=is_cluster(client),
-    )
-
-
-def _serving(artefact: Artefact) -> Serving:
-    manifest = artefact.manifest
-    name = SlateModel(name=manifest.name, version=manifest.version, variant="control")
-    return Serving(
-        model=artefact.model,
-        arena=artefact.arena,
-        history_size=manifest.dims.H,
-        feature_names=manifest.features,
-        name=name,
     )

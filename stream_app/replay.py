@@ -16,19 +16,10 @@ from dataclasses import dataclass, field
 
 from schemas.dead_letter import DeadLetter
 from schemas.limits import Limits
-from schemas.records import SlateModel
 from schemas.topics import CO_PARTITIONED
 from stream_app.errors import SettingsError
-from stream_app.pipeline import (
-    Answer,
-    AppliedOffsets,
-    ListRequest,
-    Ranker,
-    Record,
-    Serving,
-    apply_interactions,
-    decode_lists,
-)
+from stream_app.pipeline import Answer, ListRequest, Ranker, apply_interactions, decode_lists
+from stream_app.ports import AppliedOffsets, Record, Serving
 from stream_app.scorer import Artefact
 from stream_app.state import FoldCounts
 from stream_app.store import MemoryStore, RowCodec
@@ -288,17 +279,9 @@ def replay_of(
     resume: Checkpoint | None = None,
 ) -> Replay:
     """Return a replay with the artefact in service."""
-    manifest = artefact.manifest
-    serving = Serving(
-        model=artefact.model,
-        arena=artefact.arena,
-        history_size=manifest.dims.H,
-        feature_names=manifest.features,
-        name=SlateModel(name=manifest.name, version=manifest.version, variant="control"),
-    )
-    codec = RowCodec(state_size=manifest.dims.S, space=artefact.space, telemetry=Telemetry())
+    codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=Telemetry())
     return Replay(
-        serving,
+        artefact.serving(),
         codec,
         sink,
         prefix=prefix,

@@ -16,9 +16,10 @@ import torch
 
 from models import manifest as manifests
 from models.manifest import Manifest, ManifestError
-from schemas.records import CandidateList
+from schemas.records import CandidateList, SlateModel
 from stream_app.errors import ArtefactError, ModelError
 from stream_app.features import FeatureBatch, ItemArena, check_features, gather
+from stream_app.ports import Serving
 from stream_app.state import FloatArray, IntArray, cold_row
 
 WARM_UP_LISTS = (1, 32)
@@ -34,6 +35,17 @@ class Artefact:
     model: "TorchScriptModel"
     arena: ItemArena
     space: int  # names the state space: rows of another artefact's vectors are never read as this one's
+
+    def serving(self) -> Serving:
+        """Return what the path must know of the artefact."""
+        manifest = self.manifest
+        return Serving(
+            model=self.model,
+            arena=self.arena,
+            history_size=manifest.dims.H,
+            feature_names=manifest.features,
+            name=SlateModel(name=manifest.name, version=manifest.version, variant="control"),
+        )
 
 
 class TorchScriptModel:

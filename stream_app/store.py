@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 import redis.asyncio as redis_asyncio
+from aiokafka.partitioner import murmur2
 from redis.exceptions import RedisClusterException, RedisError
 
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
@@ -174,6 +175,7 @@ class RedisStore:
         self._log = log
         self._epoch = 0
         self._rebuilds = b""
+        self._partitions = 0
         self._codec = codec
         self._prefix = key_prefix
         self._log_key = f"{key_prefix}:{{log}}:{log}"
@@ -271,6 +273,7 @@ class RedisStore:
 
         Called again after Redis lost it, it restores the epoch rather than starting over.
         """
+        self._partitions = partitions
         return await self._enter_epoch([self._log_key], partitions, new=False)
 
     async def reset_epoch(self, partitions: int) -> int:
@@ -319,8 +322,20 @@ class RedisStore:
             return await self._caller.run(calls)
 
     async def _set_aside(self, user_id: str) -> None:
+        """Move bytes that are no row out of the way, and take back the progress of their user's partition.
+
+        So the partition is read again from its start, as after a loss: that rebuilds the user and changes nobody else.
+        Progress goes first, for a crash between the two must not leave a user cold whose log counts as applied.
+        """
         with unavailable("quarantine"):
+            if self._partitions:
+                await self.client.delete(self._progress_key(home_partition(user_id, self._partitions)))
             await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
+
+
+def home_partition(user_id: str, partitions: int) -> int:
+    """Return the partition of `interactions` where the contract puts a user: that of Java's partitioner."""
+    return int((murmur2(user_id.encode()) & 0x7FFFFFFF) % partitions)
 
 
 def bucket_of(user_id: str) -> str:

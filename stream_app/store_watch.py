@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stream_app.errors import LogRecreatedError, StoreUnavailableError
 from stream_app.guarded_store import GuardedStore
-from stream_app.pipeline import AppliedOffsets
+from stream_app.ports import AppliedOffsets
 from stream_app.store import RedisStore
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from schemas.dead_letter import Header
 from schemas.records import CandidateList, Interaction, SlateModel
 from stream_app.errors import ModelError, PublishError, StoreUnavailableError
 from stream_app.features import FeatureBatch, ItemArena
-from stream_app.pipeline import OutputRecord, Serving, UserStore
+from stream_app.ports import OutputRecord, Serving, UserStore
 from stream_app.state import FloatArray, IntArray, Progress, RowUpdate, UserRow
 from stream_app.store import MemoryStore, RowCodec
 from stream_app.telemetry import Telemetry

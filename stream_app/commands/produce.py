@@ -20,7 +20,7 @@ from schemas.limits import Limits
 from schemas.topics import topic_name
 from stream_app.commands.reading import existing_topics
 from stream_app.errors import RerankError, SettingsError
-from stream_app.pipeline import OutputRecord
+from stream_app.ports import OutputRecord
 from stream_app.publisher import KafkaPublisher
 from stream_app.settings import Settings, load_settings
 

@@ -21,10 +21,11 @@ from aiokafka import ConsumerRecord
 from redis.asyncio import Connection
 
 from schemas.limits import Limits
-from stream_app.app import SystemClock, serving_of, spare_the_collector
+from stream_app.app import SystemClock, spare_the_collector
 from stream_app.cache import CachedStore
 from stream_app.features import gather
-from stream_app.pipeline import AppliedOffsets, Ranker, Serving, apply_interactions, decode_interactions, decode_lists
+from stream_app.pipeline import Ranker, apply_interactions, decode_interactions, decode_lists
+from stream_app.ports import AppliedOffsets, Serving
 from stream_app.scorer import load_artefact
 from stream_app.slate import select
 from stream_app.state import Progress, RowUpdate, UserRow, advance, cold_row, fence_text, pack_row
@@ -142,7 +143,7 @@ def main() -> None:
     workload = Workload(seed=options.seed)
     with tempfile.TemporaryDirectory(prefix="rerank-bench-") as name:
         workload.write_artefact(Path(name) / "artefact")
-        serving = serving_of(load_artefact(Path(name) / "artefact"))
+        serving = load_artefact(Path(name) / "artefact").serving()
     if options.collector == "worker":
         spare_the_collector()
     interactions, lists = Stopwatch(), Stopwatch()

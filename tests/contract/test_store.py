@@ -17,7 +17,8 @@ from stream_app.cache import CachedStore
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
-from stream_app.pipeline import UserStore, apply_interactions
+from stream_app.pipeline import apply_interactions
+from stream_app.ports import UserStore
 from stream_app.settings import RedisSettings
 from stream_app.state import Fence, Progress, RowUpdate, UserRow, cold_row, fence_of, pack_row
 from stream_app.store import MemoryStore, RedisStore, RowCodec

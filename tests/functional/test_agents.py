@@ -12,7 +12,7 @@ from schemas.limits import Limits
 from schemas.records import After, Slate
 from stream_app.agents import MODEL_ATTEMPTS, AgentContext, InteractionsAgent, ListsAgent
 from stream_app.errors import ModelError, PublishError, StoreUnavailableError
-from stream_app.pipeline import AppliedOffsets, Serving, UserStore
+from stream_app.ports import AppliedOffsets, Serving, UserStore
 from stream_app.state import Fence, FloatArray
 from stream_app.telemetry import Telemetry
 from tests.bad_records import bad_records

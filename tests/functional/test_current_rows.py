@@ -8,7 +8,8 @@ from schemas.records import After
 from stream_app.cache import CachedStore
 from stream_app.current_rows import CurrentRows
 from stream_app.errors import StoreUnavailableError
-from stream_app.pipeline import AppliedOffsets, ListRequest, Ranker
+from stream_app.pipeline import ListRequest, Ranker
+from stream_app.ports import AppliedOffsets
 from stream_app.state import Fence, Progress, RowUpdate, UserRow
 from stream_app.store import MemoryStore
 from tests.builders import candidate_list

@@ -10,7 +10,8 @@ from stream_app.breaker import CircuitBreaker, CircuitState
 from stream_app.cache import CachedStore
 from stream_app.errors import StoreUnavailableError
 from stream_app.guarded_store import GuardedStore
-from stream_app.pipeline import Answer, AppliedOffsets, ListRequest, Ranker, RowSource, no_rows_at_hand
+from stream_app.pipeline import Answer, ListRequest, Ranker
+from stream_app.ports import AppliedOffsets, RowSource, no_rows_at_hand
 from stream_app.state import Fence, RowUpdate, UserRow
 from stream_app.telemetry import Telemetry
 from tests.builders import candidate_list

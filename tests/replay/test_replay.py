@@ -12,7 +12,8 @@ from schemas.codec import decode_slate
 from schemas.limits import DEFAULT_LIMITS
 from schemas.records import After, Slate
 from stream_app.errors import SettingsError
-from stream_app.pipeline import Answer, Record
+from stream_app.pipeline import Answer
+from stream_app.ports import Record
 from stream_app.recorded_log import LogRecord, read_log
 from stream_app.replay import Checkpoint, Replay, ReplayCounts, TopicRoles, replay_of
 from stream_app.scorer import Artefact, load_artefact

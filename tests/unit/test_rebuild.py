@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from schemas.limits import Limits
-from stream_app.pipeline import Record
+from stream_app.ports import Record
 from stream_app.rebuild import Fold, RebuildCounts, Verdict, judge, rebuild
 from stream_app.state import Fence, UserRow, pack_row
 from stream_app.store import Replacement, RowCodec

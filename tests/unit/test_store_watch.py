@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from stream_app.errors import LogRecreatedError
-from stream_app.pipeline import AppliedOffsets
+from stream_app.ports import AppliedOffsets
 from stream_app.store_watch import LOOKS_BEFORE_RECREATED, HighWater, StoreWatch
 
 
