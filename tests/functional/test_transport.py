@@ -218,6 +218,38 @@ async def test_committing_goes_through_faust_only_with_what_is_settled(monkeypat
     assert committed == [{LOG: 2}]
 
 
+async def test_commits_of_the_log_trail_by_the_durability_window_of_redis() -> None:
+    consumer = our_consumer()
+    consumer.transport.durable_after_s = {LOG.topic: 5.0}
+    first, second = batch(10, 11), batch(12)
+    consumer._delivered[LOG].extend([first, second])
+    first.settle(2)
+    second.settle()
+    assert consumer._new_offset(LOG) is None
+    first.settled_s -= 5.0
+    assert consumer._new_offset(LOG) == 12
+    second.settled_s -= 5.0
+    assert consumer._new_offset(LOG) == 13
+
+
+@pytest.mark.parametrize(
+    ("environment", "window_s"),
+    [
+        ({}, 0.0),
+        ({"RERANK_REDIS__URL": "redis+cluster://h:1"}, 5.0),
+        ({"RERANK_REDIS__URL": "rediss+cluster://h:1", "RERANK_REDIS__DURABILITY_WINDOW_MS": "0"}, 0.0),
+        ({"RERANK_REDIS__DURABILITY_WINDOW_MS": "2500"}, 2.5),
+    ],
+)
+async def test_only_interactions_trail_and_by_default_only_in_a_cluster(
+    environment: Mapping[str, str], window_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    app: Any = faust_app(Settings(), lambda _: None)
+    assert app.transport.durable_after_s == {"interactions": window_s}
+
+
 async def test_a_rewound_partition_forgets_what_was_delivered_of_it() -> None:
     consumer = our_consumer()
     old = batch(5)

@@ -197,6 +197,21 @@ async def _slowly(worker_client: Client, some: list[Interaction]) -> None:
         await asyncio.sleep(0.05)
 
 
+async def test_a_worker_rebuilds_the_user_of_a_corrupt_row_by_itself(where: Site, rows: Rows) -> None:
+    async with client(where) as worker_client:
+        expected, _ = await live(where, rows, worker_client)
+        key = rows.key("u-5")
+        rows.connection.set(key, b"junk" * 30)
+        with WorkerProcess(where):
+            await worker_client.send_many(log(USERS, start=EVENTS + 20))
+            await until_applied(rows, EVENTS + 22 + USERS)
+            after = rows.all()
+    assert after.keys() == expected.keys()
+    rows.flush()
+    rebuild(where)
+    assert rows.all() == after
+
+
 async def test_a_partition_that_is_not_there_is_refused(where: Site) -> None:
     done = run(where, "rebuild", "--until-offset", "9:1")
     assert (done.returncode, done.stdout) == (1, "")
