@@ -48,6 +48,7 @@ class Ledger:
             ("seed, broker, workers", f"{self.seed}, {self.broker}, {self.workers}"),
             ("length", f"{self.took_s:.0f} s"),
             ("faults", str(len(self.faults))),
+            ("of them, server not up again in time", str(sum(bool(one.trouble) for one in self.faults))),
             ("quiet", quiet),
             ("worker processes started", str(self.worker_starts)),
             ("workers that ended by themselves", str(len(self.ended_by_themselves))),

@@ -24,7 +24,7 @@ from schemas.topics import topic_name
 from stream_app.state import offset_of
 
 STEP_S = 0.5
-QUIET_TIMEOUT_S = 120.0
+QUIET_TIMEOUT_S = 180.0
 QUIET_S = 2.5  # longer than a worker takes to notice that Redis lost something
 _POLL_S = 0.25
 
@@ -171,9 +171,8 @@ async def _verdict(world: World, account: _Account, formula: Formula) -> list[Ch
     missing = (
         [] if quiet else [f"not quiet {QUIET_TIMEOUT_S:.0f} s after the last fault was healed: {await _behind(world)}"]
     )
-    missing += [f"{error.name}: {error.trouble}" for error in account.faults if error.trouble]
     return [
-        Check(name="the system comes to rest, and every fault could be done", cases=1, problems=missing),
+        Check(name="the system comes to rest", cases=1, problems=missing),
         checks.check_log(seen, world.outside.acknowledged),
         checks.check_conservation(checks.input_counts(seen)),
         checks.check_states(seen, stored, formula),
