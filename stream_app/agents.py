@@ -290,8 +290,24 @@ class ListsAgent(Agent):
             requests += decoded
             await self._publish_dead_letters(dead_letters)
             batch.settle(len(dead_letters))
-        for start in range(0, len(requests), self._max_records):
-            await self._rank(requests[start : start + self._max_records])
+        for some in self._micro_batches(requests):
+            await self._rank(some)
+
+    def _micro_batches(self, requests: Iterable[ListRequest]) -> Iterator[list[ListRequest]]:
+        """Yield lists that fill a forward pass, and with them the late ones in between, which cost none.
+
+        Cut by number alone, a backlog that is mostly late would leave every pass nearly empty.
+        """
+        some: list[ListRequest] = []
+        due, now_ms = 0, self._context.clock.now_ms()
+        for request in requests:
+            some.append(request)
+            due += request.deadline_ms > now_ms
+            if due >= self._max_records:
+                yield some
+                some, due, now_ms = [], 0, self._context.clock.now_ms()
+        if some:
+            yield some
 
     async def _rank(self, requests: Sequence[ListRequest]) -> None:
         """Rank and publish, part by part; isolate a list that hits a bug by ranking each alone."""
@@ -353,6 +369,8 @@ class ListsAgent(Agent):
         telemetry = self._context.telemetry
         for answer in answers:
             slate, timing_ms = answer.slate, answer.slate.timing_ms
+            if slate.outcome == "shed":
+                continue
             self._queue.observe(timing_ms.queue / 1000.0)
             self._state.observe(timing_ms.state / 1000.0)
             self._score.observe(timing_ms.score / 1000.0)

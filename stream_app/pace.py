@@ -2,19 +2,29 @@
 
 LATEST_SHARE = 0.2
 FORGET_SHARE = 0.9
+DEVIATIONS = 2.0
 
 
 class Pace:
-    """An average over the recent passes. One that grew too long is forgotten again, or nobody would try any more."""
+    """Average and deviation of the recent passes. What grew too long is forgotten, or nobody would try any more."""
 
     def __init__(self) -> None:
         """Expect nothing before the first pass."""
-        self.expected_ms = 0.0
+        self._average_ms = 0.0
+        self._deviation_ms = 0.0
+
+    @property
+    def expected_ms(self) -> float:
+        """Return how long a pass takes at most, but for a few."""
+        return self._average_ms + DEVIATIONS * self._deviation_ms
 
     def took(self, duration_ms: float) -> None:
         """Take note of a pass."""
-        self.expected_ms += LATEST_SHARE * (max(0.0, duration_ms) - self.expected_ms)
+        error_ms = max(0.0, duration_ms) - self._average_ms
+        self._average_ms += LATEST_SHARE * error_ms
+        self._deviation_ms += LATEST_SHARE * (abs(error_ms) - self._deviation_ms)
 
     def turned_away(self) -> None:
         """Take note that somebody was not served because of what we expect."""
-        self.expected_ms *= FORGET_SHARE
+        self._average_ms *= FORGET_SHARE
+        self._deviation_ms *= FORGET_SHARE

@@ -314,6 +314,16 @@ async def test_a_list_past_its_deadline_is_shed_before_any_work() -> None:
     assert batch.done
 
 
+async def test_late_lists_do_not_thin_out_a_forward_pass() -> None:
+    model = HalvingModel()
+    bench = Bench(serving=serving(model), clock=FakeClock(RECORD_TIME_MS + 100))
+    lists = [request(n, request_id=f"r-{n}", deadline_ms=80 if n % 10 else 1_000) for n in range(320)]
+    bench.stream.put(*lists)
+    await bench.lists()
+    assert [slate.outcome for slate in bench.slates()].count("ranked") == 32
+    assert model.calls == 1
+
+
 async def test_without_a_deadline_of_its_own_the_default_holds() -> None:
     bench = Bench(clock=FakeClock(RECORD_TIME_MS + 999))
     bench.stream.put(request(deadline_ms=None))

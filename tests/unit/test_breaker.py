@@ -1,5 +1,6 @@
 """The circuit breaker and the pace: pure, so every history can be tried."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,12 +95,20 @@ def test_whatever_happened_it_asks_again_after_an_interval_and_one_answer_closes
     assert one.state is CircuitState.CLOSED
 
 
+@given(st.floats(0.0, 10_000.0))
+def test_passes_that_all_take_the_same_are_expected_to(duration_ms: float) -> None:
+    pace = Pace()
+    for _ in range(200):
+        pace.took(duration_ms)
+    assert pace.expected_ms == pytest.approx(duration_ms, abs=1e-6)
+
+
 @given(st.lists(st.floats(-10.0, 10_000.0), max_size=50))
-def test_the_expected_pass_lies_between_nothing_and_the_longest(durations_ms: list[float]) -> None:
+def test_the_expected_pass_lies_between_nothing_and_thrice_the_longest(durations_ms: list[float]) -> None:
     pace = Pace()
     for duration_ms in durations_ms:
         pace.took(duration_ms)
-    assert 0.0 <= pace.expected_ms <= max([0.0, *durations_ms])
+    assert 0.0 <= pace.expected_ms <= 3.0 * max([0.0, *durations_ms])
 
 
 @given(st.floats(0.0, 1e6), st.floats(1e-3, 1e6))
