@@ -171,12 +171,14 @@ class InteractionsAgent(Agent):
 
     async def _finish(self, batches: Sequence[FetchedBatch], applied: Applied) -> None:
         """Publish the dead letters of applied batches, count, settle."""
-        await self._publish_dead_letters(applied.dead_letters)
+        offsets = self._context.applied
+        await self._publish_dead_letters(offsets.unfinished(applied.dead_letters))
         for count in fields(applied.counts):
             self._context.telemetry.events.labels(count.name).inc(getattr(applied.counts, count.name))
         now_ms = self._context.clock.now_ms()
         for batch in batches:
             self._context.telemetry.freshness.observe(max(0.0, now_ms - batch.records[0].timestamp) / 1000.0)
+            offsets.finish(batch.partition, batch.records[-1].offset)
             batch.settle(len(batch.records))
 
     async def _apply(self, records: Sequence[Record]) -> Applied | None:

@@ -273,10 +273,11 @@ class Worker:
         return [running, stopped]
 
     def _start_at(self, offsets: Mapping[TP, int]) -> None:
-        """Take note, before reading starts, that what is committed is applied."""
+        """Take note, before reading starts, that what is committed is applied and its dead letters are safe."""
         for tp, offset in offsets.items():
             if tp.topic == self._log:
                 self._applied.advance(tp.partition, offset - 1)
+                self._applied.finish(tp.partition, offset - 1)
 
     def _rewind(self, app: RerankApp, store: CachedStore, partition: int, offset: int) -> None:
         """Read interactions again that Redis lost; until they are back, slates say so."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from schemas.dead_letter import Header
+from schemas.dead_letter import DeadLetter, Header
 from schemas.records import After, SlateModel
 from stream_app.features import FeatureBatch, ItemArena
 from stream_app.state import FloatArray, Progress, RowUpdate, UserModel, UserRow
@@ -122,12 +122,22 @@ class AppliedOffsets:
 
     offsets: dict[int, int] = field(default_factory=dict)
     lost_offsets: dict[int, int] = field(default_factory=dict)
+    finished_offsets: dict[int, int] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def advance(self, partition: int, offset: int) -> None:
         """Take note that the partition is applied up to `offset`."""
         self.offsets[partition] = max(offset, self.offsets.get(partition, -1))
         self.changed.set()
+
+    def finish(self, partition: int, offset: int) -> None:
+        """Take note that every dead letter of the partition up to `offset` is safe; no rewind takes that back."""
+        self.finished_offsets[partition] = max(offset, self.finished_offsets.get(partition, -1))
+
+    def unfinished(self, dead_letters: Sequence[DeadLetter]) -> list[DeadLetter]:
+        """Return those that are not known to be safe: reading the log again makes no dead letter a second time."""
+        finished = self.finished_offsets
+        return [letter for letter in dead_letters if letter.offset > finished.get(letter.partition, -1)]
 
     def progress(self, records: Sequence[Record]) -> list[Progress]:
         """Return how far `records`, in log order, bring their partitions."""
@@ -152,6 +162,7 @@ class AppliedOffsets:
         """Forget everything: after a rebalance somebody else may apply."""
         self.offsets.clear()
         self.lost_offsets.clear()
+        self.finished_offsets.clear()
 
 
 def reached(after: After, row: UserRow | None, applied_offsets: Mapping[int, int]) -> bool:

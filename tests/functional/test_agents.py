@@ -205,6 +205,21 @@ async def test_a_store_that_lost_interactions_has_them_read_again_before_anythin
     assert store.dump() == {}
 
 
+async def test_reading_lost_interactions_again_makes_no_dead_letter_twice() -> None:
+    store = memory_store()
+    bench = Bench(store=store)
+    records = click(0), FakeRecord(topic="interactions", offset=1, value=b"{"), click(2)
+    bench.stream.put(*records)
+    await bench.interactions()
+    store.lose_everything()
+    bench.applied.rewind(0, -1)
+    bench.stream = FakeStream()
+    again = bench.stream.put(*records, FakeRecord(topic="interactions", offset=3, value=b"}"))
+    await bench.interactions()
+    assert [letter.value for letter in bench.publisher.sent] == [b"{", b"}"]
+    assert again.done
+
+
 async def test_a_hole_in_one_partition_costs_the_others_of_its_micro_batch_nothing() -> None:
     bench = Bench()
     bench.applied.advance(0, 9)
