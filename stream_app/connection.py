@@ -183,9 +183,22 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     return parts.hostname, parts.port or default_port
 
 
+class _PrimaryClient(redis_asyncio.Redis):
+    """A client of the primary that closes what it asked the sentinels with: redis-py leaves those open."""
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close the connections to the primary and to the sentinels."""
+        await super().aclose(close_connection_pool)
+        pool: Any = self.connection_pool
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
+
+
 def _through_sentinel(address: _Address, options: dict[str, Any]) -> "redis_asyncio.Redis":
     """Return a client that asks the sentinels for the primary whenever it connects."""
     own = {name: value for name, value in options.items() if name not in ("username", "password")}
     sentinel = Sentinel(address.hosts, sentinel_kwargs={**own, "retry": Retry(NoBackoff(), 0)})  # type: ignore[no-untyped-call]
-    client: redis_asyncio.Redis = sentinel.master_for(address.service, retry=Retry(NoBackoff(), 0), **options)
+    client: redis_asyncio.Redis = sentinel.master_for(
+        address.service, redis_class=_PrimaryClient, retry=Retry(NoBackoff(), 0), **options
+    )
     return client

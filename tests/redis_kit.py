@@ -1,6 +1,7 @@
 """Redis as operators run it: with TLS and an ACL user, behind Sentinel, as a cluster. For tests, on loopback."""
 
 import asyncio
+import contextlib
 import ssl
 import subprocess
 import threading
@@ -126,8 +127,10 @@ class TlsTerminator:
         try:
             await asyncio.gather(_pump(reader, behind_writer), _pump(behind_reader, writer))
         finally:
-            behind_writer.close()
-            writer.close()
+            for one in (behind_writer, writer):
+                one.close()
+                with contextlib.suppress(OSError):
+                    await one.wait_closed()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
