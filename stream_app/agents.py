@@ -287,7 +287,11 @@ class ListsAgent(Agent):
         context, requests = self._context, []
         for batch in batches:
             decoded, dead_letters = decode_lists(
-                batch.records, batch, limits=context.limits, default_deadline_ms=context.deadline_ms
+                batch.records,
+                batch,
+                limits=context.limits,
+                default_deadline_ms=context.deadline_ms,
+                backlog_at_ms=context.clock.now_ms() if len(batch.records) > self._max_records else None,
             )
             requests += decoded
             await self._publish_dead_letters(dead_letters)

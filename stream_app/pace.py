@@ -25,6 +25,6 @@ class Pace:
         self._deviation_ms += LATEST_SHARE * (abs(error_ms) - self._deviation_ms)
 
     def turned_away(self) -> None:
-        """Take note that somebody was not served because of what we expect."""
+        """Take note that nobody was served because of what we expect."""
         self._average_ms *= FORGET_SHARE
         self._deviation_ms *= FORGET_SHARE

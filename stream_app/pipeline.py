@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 import msgspec
 
-from schemas.codec import DecodeError, decode_candidate_list, decode_interaction, decode_user_id, encode_slate
+from schemas.codec import (
+    CandidateListHead,
+    DecodeError,
+    decode_candidate_list,
+    decode_interaction,
+    decode_user_id,
+    encode_slate,
+    peek_candidate_list,
+)
 from schemas.dead_letter import DeadLetter
 from schemas.limits import Limits
 from schemas.records import CandidateList, Slate, SlateTiming
@@ -51,6 +59,7 @@ MODEL_ERROR = "model_error"
 MODEL_NONFINITE = "model_nonfinite"
 
 REFOLDS = 5
+LONG_AGO_MS = float("-inf")  # a deadline that has passed whatever the clock says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,11 +184,25 @@ async def apply_interactions(
 
 
 def decode_lists(
-    records: Sequence[Record], batch: Batch, *, limits: Limits, default_deadline_ms: float
+    records: Sequence[Record],
+    batch: Batch,
+    *,
+    limits: Limits,
+    default_deadline_ms: float,
+    backlog_at_ms: float | None = None,
 ) -> tuple[list[ListRequest], list[DeadLetter]]:
-    """Decode candidate lists; deadlines count from the record's Kafka time."""
+    """Decode candidate lists; deadlines count from the record's Kafka time.
+
+    With `backlog_at_ms`, the time of an overloaded worker, a list that is late by then is only looked at: it will be
+    shed, whatever its items are.
+    """
     requests, dead_letters = [], []
     for record in records:
+        if backlog_at_ms is not None:
+            head = peek_candidate_list(record.key, record.value, limits)
+            if head is not None and backlog_at_ms >= record.timestamp + (head.deadline_ms or default_deadline_ms):
+                requests.append(ListRequest(record, _without_items(head), LONG_AGO_MS, batch))
+                continue
         try:
             request = decode_candidate_list(record.key, record.value, limits)
         except DecodeError as error:
@@ -188,6 +211,12 @@ def decode_lists(
         allowed_ms = default_deadline_ms if request.deadline_ms is None else request.deadline_ms
         requests.append(ListRequest(record, request, record.timestamp + allowed_ms, batch))
     return requests, dead_letters
+
+
+def _without_items(head: CandidateListHead) -> CandidateList:
+    return CandidateList(
+        request_id=head.request_id, user_id=head.user_id, event_time_ms=head.event_time_ms, item_ids=[]
+    )
 
 
 class Ranker:
@@ -247,10 +276,10 @@ class Ranker:
                 late.append(request)
             else:
                 (due if self._has_time(request, now_ms) else hurried).append(request)
-        if hurried:
+        if hurried and not due:
             self._pace.turned_away()
-        answers = [self._shed(request, now_ms) for request in late]
-        return answers + [self._fallback(request, DEADLINE, None, now_ms) for request in hurried], due
+        answers = [self._fallback(request, DEADLINE, None, now_ms) for request in hurried]  # first: they have no time
+        return answers + [self._shed(request, now_ms) for request in late], due
 
     def _has_time(self, request: ListRequest, now_ms: float) -> bool:
         return now_ms < request.deadline_ms - self._pace.expected_ms
@@ -310,17 +339,18 @@ class Ranker:
         in them.
         """
         loaded_ms = self._clock.now_ms()
-        ready, waiting = [], []
+        ready, waiting, answers = [], [], []
         for request, row in loaded:
             after = request.request.after
-            if after is None or reached(after, row, known):
+            if not self._has_time(request, loaded_ms):
+                answers.append(self._fallback(request, DEADLINE, row, started_ms))
+            elif after is None or reached(after, row, known):
                 ready.append((request, row))
             else:
                 waiting.append(request)
-        if not ready:
-            return Ranked(answers=[], waiting=waiting)
-        answers = self._score(ready, started_ms, loaded_ms)
-        self._pace.took(self._clock.now_ms() - loaded_ms)
+        if ready:
+            answers += self._score(ready, started_ms, loaded_ms)
+            self._pace.took(self._clock.now_ms() - loaded_ms)
         return Ranked(answers=answers, waiting=waiting)
 
     def _score(self, ready: Sequence[tuple[ListRequest, UserRow]], started_ms: float, loaded_ms: float) -> list[Answer]:

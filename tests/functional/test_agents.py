@@ -329,6 +329,20 @@ async def test_a_list_past_its_deadline_is_shed_before_any_work() -> None:
     assert batch.done
 
 
+async def test_in_a_backlog_a_late_list_is_shed_by_its_head_and_one_without_a_sound_head_is_a_dead_letter() -> None:
+    bench = Bench(clock=FakeClock(RECORD_TIME_MS + 100))
+    late = [request(n, request_id=f"r-{n}", deadline_ms=80) for n in range(40)]
+    twice = request(40, request_id="twice", item_ids=["i-1", "i-1"], deadline_ms=80)
+    in_time = request(41, request_id="in time", item_ids=["i-1", "i-1"], deadline_ms=1_000)
+    no_head = FakeRecord(topic="candidates", offset=42, value=b'{"request_id": 7}')
+    batch = bench.stream.put(*late, twice, in_time, no_head)
+    await bench.lists()
+    assert {slate.request_id for slate in bench.slates()} == {*(f"r-{n}" for n in range(40)), "twice"}
+    assert {(slate.outcome, slate.event_time_ms) for slate in bench.slates()} == {("shed", 1_699_999_999_999)}
+    assert bench.codes() == ["duplicate_items", "wrong_type"]
+    assert batch.done
+
+
 async def test_late_lists_do_not_thin_out_a_forward_pass() -> None:
     model = HalvingModel()
     bench = Bench(serving=serving(model), clock=FakeClock(RECORD_TIME_MS + 100))

@@ -24,12 +24,13 @@ from schemas.codec import (
     decode_user_id,
     encode,
     encode_slate,
+    peek_candidate_list,
     slate_digest_bytes,
 )
 from schemas.limits import DEFAULT_LIMITS, Limits
 from schemas.records import After, CandidateList, Explanation, Interaction, Item, SlateTiming
 from tests.bad_records import BadRecord, OddRecord, bad_records, good_value, odd_but_good_records
-from tests.builders import interaction, item, slate
+from tests.builders import candidate_list, interaction, item, slate
 
 Decoder = Callable[[bytes | None, bytes | None, Limits], object]
 DECODERS: dict[str, Decoder] = {"interactions": decode_interaction, "candidates": decode_candidate_list}
@@ -330,3 +331,19 @@ def test_a_slate_of_the_wrong_shape_is_refused(changes: dict[str, Any]) -> None:
     value = msgspec.json.encode(msgspec.to_builtins(slate()) | changes)
     with pytest.raises(DecodeError):
         decode_slate(value)
+
+
+def test_the_head_of_a_list_is_what_decoding_it_gives() -> None:
+    request = candidate_list()
+    head = peek_candidate_list(b"u-1", encode(request), DEFAULT_LIMITS)
+    assert head is not None
+    assert msgspec.to_builtins(head) == {name: getattr(request, name) for name in head.__struct_fields__}
+
+
+@pytest.mark.parametrize(
+    "record", [record for record in BAD_RECORDS if record.topic == "candidates"], ids=lambda record: record.name
+)
+def test_a_bad_list_with_a_sound_head_is_bad_beyond_it(record: BadRecord) -> None:
+    head = peek_candidate_list(record.key, record.value, DEFAULT_LIMITS)
+    assert head is None or head.user_id.encode() == record.key
+    assert head is None or record.code not in (ErrorCode.KEY_MISMATCH, ErrorCode.TOO_LARGE)
