@@ -1,7 +1,6 @@
 """The oracle: what one pass over the log must leave behind. No code shared with the store or the worker.
 
-It knows the learned moving average by its formula alone (models/networks.py, LearnedEma):
-u <- keep u + gain F[item], c <- keep c + step, float32, one interaction after another.
+It knows LearnedEma by its formula alone: u <- keep u + gain F[item], c <- keep c + step, in float32.
 """
 
 import json

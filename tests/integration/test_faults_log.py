@@ -1,6 +1,7 @@
 """Faults of the log and the broker: poison, redelivery, a broker that is gone, more partitions, a refused join."""
 
 import asyncio
+import signal
 import time
 from pathlib import Path
 
@@ -13,7 +14,17 @@ from deploy.local import ApacheKafka, EmbeddedKafka, LocalStack
 from deploy.local.stack import KafkaChoice
 from stream_app.topic_admin import admin_client, partition_counts
 from tests.builders import interaction
-from tests.fault_kit import exit_code, healed, healed_log, launched, read_log, serving, stop_gracefully, under_load
+from tests.fault_kit import (
+    exit_code,
+    healed,
+    healed_log,
+    launched,
+    read_log,
+    serving,
+    stop_gracefully,
+    under_load,
+    until_log_says,
+)
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_kit import Site, client, site
 
@@ -98,6 +109,24 @@ async def test_sigterm_with_the_broker_gone_ends_in_the_grace_period(
         started_s = time.monotonic()
         await stop_gracefully(worker)
         assert time.monotonic() - started_s < 6.0
+
+
+async def test_a_second_sigterm_ends_at_once(
+    test_broker: KafkaChoice, kafka_home: Path | None, artefact: Path, tmp_path: Path
+) -> None:
+    with LocalStack(tmp_path, kafka=test_broker, redis="local", kafka_home=kafka_home) as stack:
+        where = site(stack, artefact, tmp_path)
+        await where.create_topics()
+        worker = await serving(where, RERANK_GRACE_S="120", RERANK_KAFKA__COMMIT_INTERVAL_MS="60000")
+        async with client(where) as outsider, under_load(outsider, SEED):
+            await asyncio.sleep(1.0)
+        stack.kafka.pause()
+        worker.process.popen.send_signal(signal.SIGTERM)
+        await until_log_says(worker, "event=stopping")
+        await asyncio.sleep(2.0)
+        assert worker.process.is_running  # its last commit waits for the broker
+        worker.process.popen.send_signal(signal.SIGTERM)
+        assert await exit_code(worker, 2.0) == 128 + signal.SIGTERM
 
 
 async def test_a_log_that_starts_anew_ends_the_worker(

@@ -137,11 +137,3 @@ async def test_idle_or_busy_sigterm_ends_with_exit_code_0_in_the_grace_period(wh
             await stop_gracefully(busy)
             assert time.monotonic() - started_s < 5.0
         await finish(where, load)
-
-
-async def test_a_second_sigterm_ends_at_once(where: Site) -> None:
-    await where.create_topics()
-    worker = await serving(where, RERANK_GRACE_S="60", RERANK_FAILPOINT="before_save:1:stop")
-    worker.process.popen.send_signal(signal.SIGTERM)
-    worker.process.popen.send_signal(signal.SIGTERM)
-    assert await exit_code(worker, 5.0) in (0, 128 + signal.SIGTERM)
