@@ -167,7 +167,7 @@ class Worker:
             rows = store_of(
                 redis,
                 codec=codec,
-                key_prefix=settings.redis.key_prefix,
+                key_prefix=settings.row_prefix(),
                 log=self._log,
                 scripts=settings.redis.scripts,
                 cluster=is_cluster(redis),

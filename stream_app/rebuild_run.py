@@ -245,7 +245,7 @@ def _store(client: Any, settings: Settings, codec: RowCodec) -> RedisStore:
     return store_of(
         client,
         codec=codec,
-        key_prefix=settings.redis.key_prefix,
+        key_prefix=settings.row_prefix(),
         log=topic_name(settings.topic_prefix, "interactions"),
         scripts=settings.redis.scripts,
         cluster=is_cluster(client),

@@ -92,6 +92,15 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     failpoint: str = Field(default="", pattern=failpoints.PATTERN)
 
+    def row_prefix(self) -> str:
+        """Return the first part of every Redis key; unless it is set, topics of another prefix get another one.
+
+        Fences count offsets of one log: two logs that share rows would take each other's interactions for duplicates.
+        """
+        if "key_prefix" in self.redis.model_fields_set or not self.topic_prefix:
+            return self.redis.key_prefix
+        return f"{self.redis.key_prefix}-{self.topic_prefix}"
+
     def limits(self) -> Limits:
         """Return the limits that decoding enforces."""
         return Limits(max_message_bytes=self.max_message_bytes, max_candidates=self.max_candidates)

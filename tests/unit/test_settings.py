@@ -71,3 +71,11 @@ def test_the_redis_url_is_never_printed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().group_id = "other"
+
+
+def test_two_topic_prefixes_on_one_redis_never_share_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings().row_prefix() == "rerank"
+    monkeypatch.setenv("RERANK_TOPIC_PREFIX", "a-")
+    assert load_settings().row_prefix() == "rerank-a-"
+    monkeypatch.setenv("RERANK_REDIS__KEY_PREFIX", "mine")
+    assert load_settings().row_prefix() == "mine"
