@@ -3,6 +3,7 @@
 The only module of `models` that touches `torch.jit`.
 """
 
+import hashlib
 import io
 import json
 import shutil
@@ -63,12 +64,30 @@ def write_artefact(
         np.save(staging / manifests.ITEM_VECTORS_FILE, item_vectors, allow_pickle=False)
         (staging / manifests.ITEM_IDS_FILE).write_bytes("".join(f"{item_id}\n" for item_id in item_ids).encode())
         (staging / manifests.GOLDEN_FILE).write_text(json.dumps(golden, allow_nan=False) + "\n")
-        manifest = _manifest(network, labels, staging)
+        manifest = _manifest(network, labels, staging, state_space(network, item_ids, item_vectors))
         manifests.write(manifest, staging / manifests.MANIFEST_FILE)
         _replace(directory, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return manifest
+
+
+def state_space(network: Network, item_ids: Sequence[str], item_vectors: npt.NDArray[np.float32]) -> str:
+    """Return the sha256, as 64 hex digits, of all that decides what `advance` makes of a row, and of nothing else.
+
+    So models that only score differently have one state space, and the rows of one are the rows of the other.
+    """
+    head = {
+        "formula": network.formula,
+        "kinds": network.kinds,
+        "dims": [network.state_size, network.vector_size],
+        "item_ids": list(item_ids),
+    }
+    moving = item_vectors[:, : network.moving_size()]  # (N+1, D)
+    content = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    for numbers in (network.moves.numpy(), moving):
+        content.update(np.ascontiguousarray(numbers, dtype="<f4").tobytes())
+    return content.hexdigest()
 
 
 def script(network: Network) -> torch.jit.ScriptModule:
@@ -108,7 +127,8 @@ def load_items(directory: Path) -> tuple[list[str], npt.NDArray[np.float32]]:
 def check_scripted(network: Network, scripted: Any, item_vectors: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Return golden inputs and answers, after checking that the scripted module gives them in every way of asking.
 
-    Eager and scripted agree to TOLERANCE; batch size and padding change no score beyond it, and no state at all.
+    Eager and scripted agree to TOLERANCE; batch size and padding change no score beyond it, and no state at all. Nor
+    does what the state space leaves out of the item vectors.
     """
     advance = _advance_inputs(network, item_vectors)
     score = _score_inputs(network, item_vectors, scripted.advance(*advance.values()))
@@ -116,6 +136,7 @@ def check_scripted(network: Network, scripted: Any, item_vectors: npt.NDArray[np
         states, scores = scripted.advance(*advance.values()), scripted.score(*score.values())
         _check_close("advance, eager and scripted", network.advance(*advance.values()), states, 0.0)
         _check_close("score, eager and scripted", network.score(*score.values()), scores, TOLERANCE)
+        _check_close("advance, with the numbers that only score", _advance_unscored(network, advance), states, 0.0)
         for row in range(len(states)):
             one = scripted.advance(*(tensor[row : row + 1] for tensor in advance.values()))
             _check_close("advance, alone and in a batch", one[0], states[row], 0.0)
@@ -126,6 +147,12 @@ def check_scripted(network: Network, scripted: Any, item_vectors: npt.NDArray[np
         "score": {**_as_json(score), "expected": _tensor_as_json(scores)},
         "tolerance": TOLERANCE,
     }
+
+
+def _advance_unscored(network: Network, advance: dict[str, Tensor]) -> Tensor:
+    """Return the states when the part of the item vectors that only scores is zero."""
+    moving = torch.arange(network.vector_size) < network.moving_size()  # (V,)
+    return network.advance(*(advance | {"items": advance["items"] * moving}).values())
 
 
 def _score_alone(scripted: Any, score: dict[str, Tensor], row: int) -> Tensor:
@@ -208,7 +235,7 @@ def _replace(directory: Path, staging: Path) -> None:
         staging.rename(directory)
 
 
-def _manifest(network: Network, labels: Labels, staging: Path) -> manifests.Manifest:
+def _manifest(network: Network, labels: Labels, staging: Path, space: str) -> manifests.Manifest:
     files = {name: manifests.sha256_of(staging / name) for name in manifests.REQUIRED_FILES}
     contents = "".join(f"{name}={digest};" for name, digest in sorted(files.items()))
     return manifests.Manifest(
@@ -223,6 +250,7 @@ def _manifest(network: Network, labels: Labels, staging: Path) -> manifests.Mani
         metrics=labels.metrics,
         training=labels.training,
         created_ms=labels.created_ms,
+        state_space=space,
     )
 
 

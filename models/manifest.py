@@ -5,6 +5,7 @@ Stdlib only, because the worker imports this module and must not import torch or
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ ITEM_IDS_FILE = "items.txt"
 GOLDEN_FILE = "golden.json"
 REQUIRED_FILES = (MODEL_FILE, ITEM_VECTORS_FILE, ITEM_IDS_FILE, GOLDEN_FILE)
 UNKNOWN_KIND = "unknown"
+_HEX_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ManifestError(Exception):
@@ -46,7 +48,11 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """The promise of one artefact. `kinds[0]` is the unknown kind; `features` are in the order of the F axis."""
+    """The promise of one artefact. `kinds[0]` is the unknown kind; `features` are in the order of the F axis.
+
+    `state_space`, 64 hex digits, names what `advance` makes of a row: artefacts of one state space share rows. None, in
+    artefacts that do not say: the rows are theirs alone.
+    """
 
     name: str
     version: str
@@ -59,6 +65,7 @@ class Manifest:
     metrics: dict[str, float]
     training: Training
     created_ms: int
+    state_space: str | None = None
     _kind_indices: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +101,7 @@ def read(path: Path) -> Manifest:
 
 def write(manifest: Manifest, path: Path) -> None:
     """Write `manifest.json` at path (a file), readable by `read`."""
-    fields = {name: value for name, value in asdict(manifest).items() if not name.startswith("_")}
+    fields = {name: value for name, value in asdict(manifest).items() if not name.startswith("_") and value is not None}
     path.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -139,7 +146,17 @@ def _from_json(fields: Any) -> Manifest:
         metrics=_get_map(fields, "metrics", float, int),
         training=_training(_get(fields, "training", dict)),
         created_ms=_get(fields, "created_ms", int),
+        state_space=_state_space(fields),
     )
+
+
+def _state_space(fields: Mapping[str, Any]) -> str | None:
+    if "state_space" not in fields:
+        return None
+    value: str = _get(fields, "state_space", str)
+    if _HEX_SHA256.fullmatch(value) is None:
+        raise ManifestError(f"field 'state_space' is {value!r}, not 64 hex digits; export the artefact again")
+    return value
 
 
 def _training(fields: Any) -> Training:

@@ -29,6 +29,8 @@ class Network(nn.Module):
     """Base of the models: an item vector is [embedding (D) | bias], a state is the user embedding (D)."""
 
     moves: Tensor
+    # Names what `advance` computes of moves, state and item. Part of the state space: another formula, another name.
+    formula = "decayed-sum/1"
 
     def __init__(self, dim: int, kinds: Sequence[str]) -> None:
         super().__init__()
@@ -47,6 +49,10 @@ class Network(nn.Module):
         gain = torch.where(still, 0.0, self.gains(rate, strengths))
         step = torch.where(still, 0.0, 1.0)
         self.moves.copy_(torch.stack((keep, gain, step), dim=1).detach())
+
+    def moving_size(self) -> int:
+        """Return how many leading numbers of an item vector `advance` reads; the others only score."""
+        return self.dim
 
     def gains(self, rate: Tensor, strengths: Tensor) -> Tensor:
         """Return how much of an item each slot adds: the article's moving average adds a * w of it."""
@@ -158,6 +164,8 @@ class LearnedEma(Network):
     An item vector is [input F (D) | output E (D) | bias], a state is [u (D) | c]:
     u <- (1-a) u + w F[item], c <- (1-a) c + 1, score = E[item].u / sqrt(1+c) + bias.
     """
+
+    formula = "decayed-sum-and-count/1"
 
     def __init__(self, dim: int, kinds: Sequence[str]) -> None:
         super().__init__(dim, kinds)

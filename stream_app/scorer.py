@@ -34,7 +34,7 @@ class Artefact:
     manifest: Manifest
     model: "TorchScriptModel"
     arena: ItemArena
-    space: int  # names the state space: rows of another artefact's vectors are never read as this one's
+    space: int  # names the state space: a row of another one is never read as this one's
 
     def serving(self) -> Serving:
         """Return what the path must know of the artefact."""
@@ -130,7 +130,9 @@ def load_artefact(directory: Path) -> Artefact:
 
 
 def _space(manifest: Manifest) -> int:
-    """Return 64 bits that name what a state vector means: the module and the item vectors it was moved by."""
+    """Return 64 bits that name what a state vector means: the manifest's state space, or the files that made it."""
+    if manifest.state_space is not None:
+        return int(manifest.state_space[:16], 16)
     parts = manifest.files[manifests.MODEL_FILE] + manifest.files[manifests.ITEM_VECTORS_FILE]
     return int(hashlib.sha256(parts.encode()).hexdigest()[:16], 16)
 

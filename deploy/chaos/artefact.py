@@ -29,11 +29,18 @@ def item_ids(items: int = ITEMS) -> list[str]:
 
 
 def write_tiny_artefact(
-    directory: Path, *, model: str = "learned-ema", items: int = ITEMS, dim: int = DIM, seed: int = 0
+    directory: Path,
+    *,
+    model: str = "learned-ema",
+    items: int = ITEMS,
+    dim: int = DIM,
+    seed: int = 0,
+    score_seed: int | None = None,
 ) -> Path:
     """Write an untrained model over a seeded item table into `directory`, and return it.
 
-    `model` is a name of models.networks.NETWORKS. A rate of 1/2, and kind weights of 1 to 1/4, move its users.
+    `model` is a name of models.networks.NETWORKS. A rate of 1/2, and kind weights of 1 to 1/4, move its users. Two of
+    one `seed` and another `score_seed` share a state space and score differently.
     """
     torch.manual_seed(seed)
     kinds = ["unknown", *KINDS]
@@ -43,6 +50,9 @@ def write_tiny_artefact(
     network.fill_moves(torch.tensor(0.5), 1.0 - (slots % 4) / 4.0, still)
     rng = np.random.default_rng(seed)
     vectors = (rng.integers(-8, 9, (items + 1, network.vector_size)) / 8.0).astype(np.float32)  # (N + 1, V)
+    if score_seed is not None:
+        scoring = vectors[:, network.moving_size() :]
+        scoring[:] = np.random.default_rng([seed, score_seed]).integers(-8, 9, scoring.shape) / 8.0
     labels = Labels(
         name=f"tiny-{model}",
         training=Training(from_ms=0, until_ms=1, interactions=1, loss="none", seed=seed),

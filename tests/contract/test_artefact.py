@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from models import manifest as manifests
-from models.export import ExportError, Labels, load_items, load_scripted, script, write_artefact
-from models.networks import NETWORKS, Network
+from models.export import ExportError, Labels, load_items, load_scripted, script, state_space, write_artefact
+from models.networks import NETWORKS, Dot, Network
 from schemas.records import KINDS
 from tests.tiny_artefact import write_tiny_artefact
 
@@ -140,6 +141,52 @@ def test_no_path_of_this_machine_is_in_an_artefact(tmp_path: Path) -> None:
 def test_another_model_has_another_version(tmp_path: Path) -> None:
     first, other = (manifests.read(write_tiny_artefact(tmp_path / str(seed), seed=seed)) for seed in (0, 1))
     assert first.version != other.version
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_state_space_stays_when_only_the_score_changes(name: str, tmp_path: Path) -> None:
+    first, other = (
+        manifests.read(write_tiny_artefact(tmp_path / str(seed), model=name, score_seed=seed)) for seed in (1, 2)
+    )
+    assert first.version != other.version
+    assert first.state_space == other.state_space
+
+
+def space_of(change: Callable[[Network, list[str], Any], None]) -> str:
+    """Return the state space of a model of two items after a change to it."""
+    net, item_ids = network("learned-ema"), ["i-1", "i-2"]
+    vectors = np.ones((3, net.vector_size), dtype=np.float32)
+    change(net, item_ids, vectors)
+    return state_space(net, item_ids, vectors)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net, ids, vectors: net.moves[3, 1].add_(0.25),
+        lambda net, ids, vectors: net.kinds.reverse(),
+        lambda net, ids, vectors: setattr(net, "formula", "another/1"),
+        lambda net, ids, vectors: ids.reverse(),
+        lambda net, ids, vectors: vectors.__setitem__((0, DIM - 1), 2.0),
+    ],
+    ids=["moves", "kinds", "formula", "item ids", "an item's vector"],
+)
+def test_a_state_space_changes_with_whatever_moves_a_row(change: Callable[[Network, list[str], Any], None]) -> None:
+    assert space_of(lambda *_: None) == space_of(lambda net, ids, vectors: vectors.__setitem__((0, DIM), 2.0))
+    assert space_of(change) != space_of(lambda *_: None)
+
+
+def test_a_model_whose_advance_reads_what_the_state_space_leaves_out_is_not_written(tmp_path: Path) -> None:
+    class Wrong(Dot):
+        def moving_size(self) -> int:
+            return self.dim - 1
+
+    net = Wrong(4, ALL_KINDS)
+    net.fill_moves(torch.tensor(0.5), torch.ones(SLOTS), torch.zeros(SLOTS, dtype=torch.bool))
+    training = manifests.Training(from_ms=0, until_ms=1, interactions=1, loss="softmax", seed=0)
+    labels = Labels(name="wrong", training=training, created_ms=0, metrics={})
+    with pytest.raises(ExportError, match="numbers that only score"):
+        write_artefact(net, ["a"], np.ones((2, 5), dtype=np.float32), labels, tmp_path / "wrong")
 
 
 def test_an_older_artefact_is_replaced_whole(tmp_path: Path) -> None:

@@ -64,6 +64,18 @@ def test_a_sound_artefact_loads_with_its_items(directory: Path) -> None:
     assert artefact.manifest.dims.S == DIM + 1
 
 
+def test_rows_belong_to_the_state_space_that_the_manifest_names(directory: Path, tmp_path: Path) -> None:
+    other = load_artefact(write_tiny_artefact(tmp_path / "other", score_seed=1))
+    assert load_artefact(directory).space == other.space == int(str(other.manifest.state_space)[:16], 16)
+
+
+def test_rows_of_an_artefact_that_names_no_state_space_are_its_own(directory: Path, tmp_path: Path) -> None:
+    other = write_tiny_artefact(tmp_path / "other", score_seed=1)
+    for one in (directory, other):
+        rewrite(one, lambda manifest: manifest.pop("state_space"))
+    assert load_artefact(directory).space != load_artefact(other).space
+
+
 @pytest.mark.parametrize("file", manifests.REQUIRED_FILES)
 def test_a_changed_file_is_refused(directory: Path, file: str) -> None:
     path = directory / file

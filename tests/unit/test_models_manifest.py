@@ -48,6 +48,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert read(written(tmp_path)) == manifest()
 
 
+def test_a_state_space_is_optional_and_read_back(tmp_path: Path) -> None:
+    named = replace(manifest(), state_space="0a" * 32)
+    write(named, tmp_path / "manifest.json")
+    assert read(tmp_path) == named
+
+
+@pytest.mark.parametrize("space", ["", "0a", "0A" * 32, 7])
+def test_a_state_space_that_is_no_hash_is_refused(tmp_path: Path, space: object) -> None:
+    file = written(tmp_path) / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"state_space": space}))
+    with pytest.raises(ManifestError, match="state_space"):
+        read(tmp_path)
+
+
 def test_an_unknown_kind_has_index_0() -> None:
     assert [manifest().kind_index(kind) for kind in ("click", "hug")] == [1, 0]
 
