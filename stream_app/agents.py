@@ -32,12 +32,12 @@ from stream_app.pipeline import (
 from stream_app.ports import (
     AppliedOffsets,
     Clock,
+    InService,
     OutputRecord,
     Publisher,
     Record,
     RowsAtHand,
     RowSource,
-    Serving,
     UserStore,
     no_rows_at_hand,
     reached,
@@ -65,7 +65,7 @@ class AgentContext:
     input unsettled.
     """
 
-    serving: Serving
+    in_service: InService
     store: UserStore
     publisher: Publisher
     applied: AppliedOffsets
@@ -217,7 +217,7 @@ class InteractionsAgent(Agent):
                 failpoints.reach("before_save")
                 applied = await apply_interactions(
                     records,
-                    serving=context.serving,
+                    serving=context.in_service.serving,
                     store=context.store,
                     epoch=context.epoch,
                     limits=context.limits,
@@ -249,13 +249,7 @@ class ListsAgent(Agent):
     def __init__(self, context: AgentContext, *, max_records: int) -> None:
         """Score at most `max_records` lists in one forward pass."""
         super().__init__(context, max_records=max_records)
-        self._ranker = Ranker(
-            serving=context.serving,
-            store=context.list_rows or context.store,
-            applied=context.applied,
-            clock=context.clock,
-            at_hand=context.at_hand,
-        )
+        self._last_ranker = self._new_ranker()
         telemetry = context.telemetry
         self._queue, self._state, self._score, self._total = map(telemetry.duration.labels, STAGES)
         self._counters = {
@@ -268,6 +262,22 @@ class ListsAgent(Agent):
         self._parked_some = asyncio.Event()
         self._publishes: set[asyncio.Task[None]] = set()
         self._free_publishes = asyncio.Semaphore(OUTSTANDING_PUBLISHES)
+
+    def _new_ranker(self) -> Ranker:
+        context = self._context
+        return Ranker(
+            serving=context.in_service.serving,
+            store=context.list_rows or context.store,
+            applied=context.applied,
+            clock=context.clock,
+            at_hand=context.at_hand,
+        )
+
+    def _ranker(self) -> Ranker:
+        """Return the ranker of the model in service; a micro-batch under way keeps its own."""
+        if self._last_ranker.serving is not self._context.in_service.serving:
+            self._last_ranker = self._new_ranker()
+        return self._last_ranker
 
     def parked_partitions(self) -> set[tuple[str, int]]:
         """Return the topic and partition of every list that waits for its `after`."""
@@ -318,7 +328,7 @@ class ListsAgent(Agent):
     async def _rank(self, requests: Sequence[ListRequest]) -> None:
         """Rank and publish, part by part; isolate a list that hits a bug by ranking each alone."""
         left = {id(request): request for request in requests}
-        parts = self._ranker.rank(requests)
+        parts = self._ranker().rank(requests)
         while True:
             try:
                 ranked = await anext(parts, None)
@@ -441,7 +451,7 @@ class ListsAgent(Agent):
             self._parked_some.clear()
         for start in range(0, len(ready), self._max_records):
             await self._rank(ready[start : start + self._max_records])
-        await self._publish([self._ranker.stale(request) for request in late])
+        await self._publish([self._ranker().stale(request) for request in late])
 
 
 def internal_error(record: Record, error: Exception) -> DeadLetter:

@@ -17,7 +17,6 @@ from faust.types import TP
 from mode.supervisors import CrashingSupervisor
 from yarl import URL
 
-from schemas.records import SlateModel
 from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 from stream_app import failpoints
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
@@ -29,9 +28,9 @@ from stream_app.current_rows import CurrentRows
 from stream_app.errors import SettingsError, TransientError
 from stream_app.guarded_store import GuardedStore
 from stream_app.health import HealthServer
-from stream_app.ports import AppliedOffsets, RowSource
+from stream_app.model_watch import ModelWatch
+from stream_app.ports import AppliedOffsets, InService, RowSource
 from stream_app.publisher import KafkaPublisher
-from stream_app.scorer import Artefact, load_artefact
 from stream_app.settings import Settings
 from stream_app.starting import EndRequested, Start
 from stream_app.store import RedisStore, RowCodec
@@ -154,9 +153,8 @@ class Worker:
 
     async def _start_and_serve(self) -> None:
         settings = self._settings
-        artefact = load_artefact(_artefact_directory(settings))
-        self._condition.model = f"{artefact.manifest.name}:{artefact.manifest.version}"
-        self._telemetry.show_model(artefact.manifest)
+        models = ModelWatch(_artefact_path(settings), telemetry=self._telemetry, condition=self._condition)
+        artefact = models.artefact
         start = Start(end=self._end, timeout_s=settings.join_timeout_s)
         partitions = await start.keep_trying("broker", partial(_interaction_partitions, settings))
         redis = connect(settings.redis)
@@ -175,13 +173,13 @@ class Worker:
             epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, partitions))
             self._condition.redis_answers = True
             spare_the_collector()
-            await self._serve(artefact, rows, publisher, epoch)
+            await self._serve(models, rows, publisher, epoch)
         finally:
             # A producer flushes first, and goes on trying for as long as the broker is away.
             await _within(0.15 * settings.grace_s, publisher.stop())
             await redis.aclose()
 
-    async def _serve(self, artefact: Artefact, rows: RedisStore, publisher: KafkaPublisher, epoch: int) -> None:
+    async def _serve(self, models: ModelWatch, rows: RedisStore, publisher: KafkaPublisher, epoch: int) -> None:
         """Run the app until the end is asked for, then let the agents finish and commit."""
         settings = self._settings
         store = CachedStore(rows, max_users=settings.cached_users)
@@ -189,7 +187,7 @@ class Worker:
         rewind = partial(self._rewind, app, store)
         guarded = self._guarded(CurrentRows(store, progress=rows.progress, applied=self._applied, rewind=rewind))
         context = AgentContext(
-            serving=artefact.serving(),
+            in_service=models.in_service,
             store=store,
             publisher=publisher,
             applied=self._applied,
@@ -214,7 +212,7 @@ class Worker:
         lists = ListsAgent(context, max_records=settings.micro_batch_lists)
         self._subscribe(app, interactions, "interactions")
         self._subscribe(app, lists, "candidates")
-        app.on_ready = partial(self._on_assigned, context.serving.name)
+        app.on_ready = partial(self._on_assigned, models.in_service)
 
         @app.on_partitions_revoked.connect
         async def on_revoked(*_: object, **__: object) -> None:
@@ -229,6 +227,7 @@ class Worker:
             asyncio.create_task(wait)
             for wait in (
                 lists.watch_parked(),
+                models.run(settings.artefact_check_s),
                 self._watch_join(),
                 self._store_watch(app, rows, guarded, context, store).run(),
                 self._progress_watch(app, interactions, lists, guarded, publisher).watch(),
@@ -286,7 +285,7 @@ class Worker:
         cast("BatchConsumer", app.consumer).rewind(self._log, partition, offset + 1)
         self._telemetry.rewinds.inc()
 
-    def _on_assigned(self, model: SlateModel, partitions: set[TP]) -> None:
+    def _on_assigned(self, in_service: InService, partitions: set[TP]) -> None:
         """Take note of an assignment; the first one makes the worker ready."""
         self._telemetry.rebalances.inc()
         self._telemetry.partitions.set(len(partitions))
@@ -298,6 +297,7 @@ class Worker:
             return
         if not self._condition.was_ready:
             self._condition.was_ready = True
+            model = in_service.serving.name
             http = {} if self._http_port is None else {"http_port": self._http_port}
             self._announce(
                 {"event": "ready", "model": model.name, "version": model.version, "partitions": assignment, **http}
@@ -387,7 +387,7 @@ def spare_the_collector() -> None:
     gc.set_threshold(COLLECT_AFTER, 20, 20)
 
 
-def _artefact_directory(settings: Settings) -> Path:
+def _artefact_path(settings: Settings) -> Path:
     if settings.artefact is None:
         raise SettingsError(
             "RERANK_ARTEFACT is not set; the worker does not start; point it at an artefact directory "

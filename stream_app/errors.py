@@ -11,10 +11,15 @@ RerankError
     x ModelError          the model raised: lists fall back, interactions wait
   x PoisonError       dead-letter the record and go on
     x FeatureMismatchError
-  x ArtefactError     manifest and file disagree; keep serving the model already loaded
+  x ArtefactError     the artefact must not serve; the model already loaded goes on
+    x ArtefactHashError   a file is not what the manifest promises
+    x ArtefactSpaceError  it would move or read rows otherwise than those that are there
+    x ArtefactGoldenError it does not answer as it did at export
 
 `schemas.codec.DecodeError` is poison as well; it lives with the codec.
 """
+
+from typing import ClassVar
 
 
 class RerankError(Exception):
@@ -83,4 +88,24 @@ class FeatureMismatchError(PoisonError):
 
 
 class ArtefactError(RerankError):
-    """Manifest and files disagree; this artefact never serves."""
+    """This artefact never serves. `outcome` is its label in `rerank_model_reload_total`."""
+
+    outcome: ClassVar[str] = "load_error"
+
+
+class ArtefactHashError(ArtefactError):
+    """A file is missing, or not what the manifest promises."""
+
+    outcome = "rejected_hash"
+
+
+class ArtefactSpaceError(ArtefactError):
+    """Sound, but of another state space than the rows in service."""
+
+    outcome = "rejected_space"
+
+
+class ArtefactGoldenError(ArtefactError):
+    """The model does not give the answers that were recorded at export."""
+
+    outcome = "rejected_golden"

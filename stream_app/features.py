@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import islice, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,10 @@ class ItemArena:
     def item_rows(self, item_ids: Sequence[str]) -> IntArray:
         """Return the rows (C,) of the items, 0 for unknown ones."""
         return np.fromiter(map(self._row_of.get, item_ids, repeat(0)), dtype=np.int64, count=len(item_ids))
+
+    def some_ids(self, count: int) -> list[str]:
+        """Return up to `count` item ids, spread over the rows."""
+        return list(islice(self._row_of, 0, None, max(1, -(-len(self._row_of) // count))))
 
     def kind_index(self, kind: str) -> int:
         """Return the number of the kind, 0 when it is unknown."""

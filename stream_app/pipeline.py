@@ -220,7 +220,7 @@ def _without_items(head: CandidateListHead) -> CandidateList:
 
 
 class Ranker:
-    """Ranks micro-batches of candidate lists with one model in service."""
+    """Ranks micro-batches of candidate lists with one model, `serving`."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Ranker:
         at_hand: RowsAtHand = no_rows_at_hand,
     ) -> None:
         """Take rows that are `at_hand`, load the others from `store`; `applied` tells how far the interactions are."""
-        self._serving = serving
+        self.serving = serving
         self._store = store
         self._applied = applied
         self._clock = clock
@@ -354,7 +354,7 @@ class Ranker:
         return Ranked(answers=answers, waiting=waiting)
 
     def _score(self, ready: Sequence[tuple[ListRequest, UserRow]], started_ms: float, loaded_ms: float) -> list[Answer]:
-        serving = self._serving
+        serving = self.serving
         requests = [request.request for request, _ in ready]
         batch = gather(
             requests,
@@ -392,7 +392,7 @@ class Ranker:
 
     def _shed(self, request: ListRequest, now_ms: float) -> Answer:
         timing_ms = _timing(request, now_ms, now_ms, now_ms)
-        slate = shed_slate(request.request, DEADLINE, model=self._serving.name, timing_ms=timing_ms)
+        slate = shed_slate(request.request, DEADLINE, model=self.serving.name, timing_ms=timing_ms)
         return Answer(request, slate, encode_slate(slate))
 
     def _fallback(self, request: ListRequest, reason: str, row: UserRow | None, started_ms: float) -> Answer:
@@ -401,7 +401,7 @@ class Ranker:
             request.request,
             reason,
             row=row,
-            model=self._serving.name,
+            model=self.serving.name,
             timing_ms=_timing(request, started_ms, now_ms, now_ms),
         )
         return Answer(request, slate, encode_slate(slate))

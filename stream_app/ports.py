@@ -114,6 +114,16 @@ class Serving:
 
 
 @dataclass(slots=True)
+class InService:
+    """The model in service. Owner: the model watch, which replaces `serving` whole.
+
+    Who advances or ranks takes it once a micro-batch, so that no micro-batch is half of one model, half of another.
+    """
+
+    serving: Serving
+
+
+@dataclass(slots=True)
 class AppliedOffsets:
     """Per partition of `interactions`: everything up to this offset is in the user rows.
 

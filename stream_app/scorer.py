@@ -17,13 +17,14 @@ import torch
 from models import manifest as manifests
 from models.manifest import Manifest, ManifestError
 from schemas.records import CandidateList, SlateModel
-from stream_app.errors import ArtefactError, ModelError
+from stream_app.errors import ArtefactError, ArtefactGoldenError, ArtefactHashError, ArtefactSpaceError, ModelError
 from stream_app.features import FeatureBatch, ItemArena, check_features, gather
 from stream_app.ports import Serving
 from stream_app.state import FloatArray, IntArray, cold_row
 
 WARM_UP_LISTS = (1, 32)
 WARM_UP_CANDIDATES = 100
+PROBE_ROWS = 64
 WARM_UP_ROUNDS = 3  # TorchScript's profiling executor settles after two runs of a shape
 
 
@@ -110,12 +111,10 @@ def load_artefact(directory: Path) -> Artefact:
     Raises:
         ArtefactError: what disagrees and what to do; the artefact must not serve.
     """
-    torch.set_num_threads(1)  # two busy OpenMP threads beside another process cost 100x (docs/benchmarks.md)
-    try:
-        manifest = manifests.read(directory)
-        manifests.verify_files(manifest, directory)
-    except ManifestError as error:
-        raise ArtefactError(str(error)) from error
+    # Of this thread too: two busy OpenMP threads beside another process cost 100x (docs/benchmarks.md).
+    torch.set_num_threads(1)
+    manifest = read_manifest(directory)
+    check_files(manifest, directory)
     if manifest.format != "torchscript":
         raise ArtefactError(
             f"{directory}: format={manifest.format!r}; the artefact is not served; this worker loads 'torchscript'"
@@ -124,12 +123,72 @@ def load_artefact(directory: Path) -> Artefact:
     arena = _load_items(directory, manifest)
     model = TorchScriptModel(_load_module(directory / manifests.MODEL_FILE))
     _check_golden(directory / manifests.GOLDEN_FILE, manifest, model)
-    artefact = Artefact(manifest=manifest, model=model, arena=arena, space=_space(manifest))
+    artefact = Artefact(manifest=manifest, model=model, arena=arena, space=space_of(manifest))
     _warm_up(artefact)
     return artefact
 
 
-def _space(manifest: Manifest) -> int:
+def read_manifest(directory: Path) -> Manifest:
+    """Return what the artefact promises.
+
+    Raises:
+        ArtefactError: there is no manifest, or it cannot be read.
+    """
+    try:
+        return manifests.read(directory)
+    except ManifestError as error:
+        raise ArtefactError(str(error)) from error
+
+
+def check_files(manifest: Manifest, directory: Path) -> None:
+    """Compare every file with the hash that the manifest promises.
+
+    Raises:
+        ArtefactHashError: naming the first file that is not as promised.
+    """
+    try:
+        manifests.verify_files(manifest, directory)
+    except ManifestError as error:
+        raise ArtefactHashError(str(error)) from error
+
+
+def check_same_moves(artefact: Artefact, other: Artefact) -> None:
+    """Compare what two artefacts of one state space make of the same interactions, bit by bit.
+
+    A manifest written by hand may claim a state space that is not its own.
+
+    Raises:
+        ArtefactSpaceError: they differ.
+    """
+    if not _same_names(artefact, other) or not np.array_equal(_moved(artefact, other), _moved(other, other)):
+        raise ArtefactSpaceError(
+            f"{artefact.manifest.name}:{artefact.manifest.version} claims the state space {artefact.space:016x} of "
+            f"{other.manifest.name}:{other.manifest.version} and moves users otherwise; it is not served; "
+            "correct `state_space` in its manifest"
+        )
+
+
+def _same_names(artefact: Artefact, other: Artefact) -> bool:
+    names = [(one.manifest.kinds, one.manifest.dims.S, len(one.arena)) for one in (artefact, other)]
+    some = other.arena.some_ids(PROBE_ROWS)
+    return names[0] == names[1] and np.array_equal(artefact.arena.item_rows(some), other.arena.item_rows(some))
+
+
+def _moved(artefact: Artefact, other: Artefact) -> FloatArray:
+    """Return states (B, S) that `artefact` has moved by interactions of every kind with some items of `other`."""
+    manifest, rng = artefact.manifest, np.random.default_rng(0)
+    item_rows = artefact.arena.item_rows(["", *other.arena.some_ids(PROBE_ROWS)])  # (B,)
+    count = max(len(item_rows), len(manifest.kinds))
+    return artefact.model.advance(
+        rng.uniform(-1.0, 1.0, (count, manifest.dims.S)).astype(np.float32),
+        artefact.arena.vectors(np.resize(item_rows, count)),
+        np.resize(np.arange(len(manifest.kinds)), count),
+        np.resize(np.arange(6, dtype=np.float32), count),
+        rng.uniform(0.0, 1e5, count).astype(np.float32),
+    )
+
+
+def space_of(manifest: Manifest) -> int:
     """Return 64 bits that name what a state vector means: the manifest's state space, or the files that made it."""
     if manifest.state_space is not None:
         return int(manifest.state_space[:16], 16)
@@ -183,10 +242,10 @@ def _check_golden(path: Path, manifest: Manifest, model: TorchScriptModel) -> No
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise ArtefactError(f"{path}: unreadable ({error!r}); the artefact is not served; export it again") from error
     except ModelError as error:
-        raise ArtefactError(f"{path}: {error}; the artefact is not served; export it again") from error
+        raise ArtefactGoldenError(f"{path}: {error}; the artefact is not served; export it again") from error
     for method, got, want in (("advance", moved, expected[0]), ("score", scores, expected[1])):
         if got.shape != want.shape or not np.allclose(got, want, rtol=0.0, atol=tolerance):
-            raise ArtefactError(
+            raise ArtefactGoldenError(
                 f"{path}: {method} disagrees with its golden output by more than {tolerance:g}; "
                 "the artefact is not served; export it again with this torch version"
             )

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     http: HttpSettings = HttpSettings()
     artefact: Path | None = None
+    artefact_check_s: float = Field(default=2.0, ge=0.0)
     group_id: str = Field(default="rerank", min_length=1, max_length=200)
     topic_prefix: str = Field(default="", max_length=100, pattern=r"^[A-Za-z0-9._-]*$")
     deadline_ms: int = Field(default=1_000, ge=1)

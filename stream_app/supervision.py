@@ -35,6 +35,7 @@ class Condition:
     """What the worker knows of itself. Owner: `app`, which keeps it up to date; the probes read it."""
 
     model: str = ""
+    model_refused: str = ""  # why the artefact that the path leads to does not serve
     assigned: Collection[Partition] = ()
     was_ready: bool = False
     stopping: bool = False
@@ -148,6 +149,14 @@ def separated(assigned: Collection[Partition], topics: Collection[str]) -> str |
     )
 
 
+def _model(condition: Condition) -> Finding:
+    if not condition.model:
+        return Finding("model", "failed", "not loaded")
+    if condition.model_refused:
+        return Finding("model", "degraded", f"{condition.model} stays in service: {condition.model_refused}")
+    return Finding("model", "ok", condition.model)
+
+
 def probes(condition: Condition, loop_lag: EventLoopLag) -> Mapping[str, Probe]:
     """Return what each path of the health server says."""
 
@@ -164,7 +173,7 @@ def probes(condition: Condition, loop_lag: EventLoopLag) -> Mapping[str, Probe]:
         redis_down = not condition.redis_answers or condition.circuit is not CircuitState.CLOSED
         no_redis = "no answer: users held here are ranked, others fall back, interactions wait"
         return [
-            Finding("model", "ok" if condition.model else "failed", condition.model or "not loaded"),
+            _model(condition),
             Finding(
                 "partitions",
                 "ok" if condition.assigned else "failed",

@@ -10,6 +10,7 @@ from models.manifest import Manifest
 
 DURATION_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 AGE_BUCKETS_S = (0.1, 1.0, 10.0, 60.0, 600.0, 3_600.0, 86_400.0, 604_800.0)
+RELOAD_OUTCOMES = ("ok", "rejected_hash", "rejected_space", "rejected_golden", "load_error")
 SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 
@@ -115,6 +116,14 @@ class Telemetry:
             ["name", "version", "sha256", "format", "dim"],
             registry=self.registry,
         )
+        self.model_reloads = Counter(
+            "rerank_model_reload_total",
+            "Changed artefacts, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in RELOAD_OUTCOMES:
+            self.model_reloads.labels(outcome)
         self.build_info = Gauge(
             "rerank_build_info", "This program.", ["version", "python", "torch"], registry=self.registry
         )

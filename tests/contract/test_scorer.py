@@ -1,7 +1,5 @@
 """An artefact serves only if every promise of its manifest holds; the hosted module answers as the trained one."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from stream_app.errors import ArtefactError, ModelError
 from stream_app.features import FeatureBatch
 from stream_app.scorer import TorchScriptModel, load_artefact
 from stream_app.state import FloatArray
+from tests.bad_artefacts import promise, rewrite
 from tests.tiny_artefact import DIM, ITEMS, item_ids, write_tiny_artefact
 
 rng = np.random.default_rng(5)
@@ -39,22 +38,6 @@ def batch(lists: int, candidates: int, state_size: int, vector_size: int) -> Fea
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     return write_tiny_artefact(tmp_path / "tiny")
-
-
-def rewrite(directory: Path, change: Callable[[dict[str, Any]], None], *, file: str | None = None) -> None:
-    """Change the manifest, or another JSON file together with its promised hash."""
-    path = directory / (file or manifests.MANIFEST_FILE)
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-    if file is not None:
-        promise(directory, file)
-
-
-def promise(directory: Path, file: str) -> None:
-    """Make the manifest promise the file as it is."""
-    digest = manifests.sha256_of(directory / file)
-    rewrite(directory, lambda manifest: manifest["files"].update({file: digest}))
 
 
 def test_a_sound_artefact_loads_with_its_items(directory: Path) -> None:

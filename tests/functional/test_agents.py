@@ -2,19 +2,15 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from schemas.codec import decode_slate
-from schemas.limits import Limits
-from schemas.records import After, Slate
-from stream_app.agents import MODEL_ATTEMPTS, AgentContext, InteractionsAgent, ListsAgent
+from schemas.records import After
+from stream_app.agents import MODEL_ATTEMPTS, InteractionsAgent, ListsAgent
 from stream_app.errors import ModelError, PublishError, StoreUnavailableError
-from stream_app.ports import AppliedOffsets, Serving, UserStore
 from stream_app.state import Fence, FloatArray
-from stream_app.telemetry import Telemetry
+from tests.agent_bench import Bench
 from tests.bad_records import bad_records
 from tests.builders import candidate_list, interaction
 from tests.fakes import (
@@ -29,64 +25,6 @@ from tests.fakes import (
     record_of,
     serving,
 )
-
-TOPICS = {"interactions": "interactions.dlq", "candidates": "candidates.dlq"}
-
-
-@dataclass(slots=True)
-class Bench:
-    """One agent with its fakes."""
-
-    store: UserStore = field(default_factory=memory_store)
-    serving: Serving = field(default_factory=serving)
-    publisher: RecordingPublisher = field(default_factory=RecordingPublisher)
-    applied: AppliedOffsets = field(default_factory=AppliedOffsets)
-    clock: FakeClock = field(default_factory=FakeClock)
-    telemetry: Telemetry = field(default_factory=Telemetry)
-    stream: FakeStream = field(default_factory=FakeStream)
-    failures: list[Exception] = field(default_factory=list)
-    rewinds: list[tuple[int, int]] = field(default_factory=list)
-    max_output_bytes: int = 4 * 1_048_576
-
-    def context(self) -> AgentContext:
-        return AgentContext(
-            serving=self.serving,
-            store=self.store,
-            publisher=self.publisher,
-            applied=self.applied,
-            clock=self.clock,
-            telemetry=self.telemetry,
-            limits=Limits(),
-            epoch=1,
-            future_tolerance_ms=0,
-            deadline_ms=1_000,
-            reranked_topic="reranked",
-            dead_letter_topics=TOPICS,
-            max_output_bytes=self.max_output_bytes,
-            rewind=lambda partition, offset: self.rewinds.append((partition, offset)),
-            fail=self.failures.append,
-        )
-
-    async def run(self, agent: InteractionsAgent | ListsAgent) -> None:
-        """Feed what the stream holds to the end."""
-        self.stream.end()
-        async with asyncio.timeout(10):
-            await agent.run(self.stream)  # type: ignore[arg-type]
-            await agent.drained()
-
-    async def interactions(self) -> None:
-        await self.run(InteractionsAgent(self.context(), max_records=1_000))
-
-    async def lists(self) -> None:
-        await self.run(ListsAgent(self.context(), max_records=32))
-
-    def slates(self) -> list[Slate]:
-        return [decode_slate(sent.value or b"") for sent in self.publisher.sent if sent.topic == "reranked"]
-
-    def codes(self) -> list[str]:
-        """Return the codes of the dead letters, in the order they were sent."""
-        headers = [dict(sent.headers) for sent in self.publisher.sent if sent.topic != "reranked"]
-        return [(header["rerank.error.code"] or b"").decode() for header in headers]
 
 
 def click(offset: int, item_id: str = "i-1", user_id: str = "u-1") -> FakeRecord:
