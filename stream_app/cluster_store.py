@@ -5,16 +5,18 @@ writer may write, save every bucket (one round trip to each node, rows and the b
 atom), then move the log's progress. DESIGN.md, "Redis Cluster", says what that is worth and what covers the rest.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from stream_app.errors import SettingsError, StoreBehindError
 from stream_app.guarded_calls import BEHIND, Call, save_call
-from stream_app.state import Progress, RowUpdate, fence_text, offset_of
+from stream_app.state import Progress, RowUpdate, fence_text, offset_of, offset_text
 from stream_app.store import BUCKETS, RedisStore, Replacement, RowCodec, bucket_of, unavailable
 
 _NEVER = -1
+_BUCKETS = [f"b{bucket:02x}" for bucket in range(BUCKETS)]
 
 
 class ClusterStore(RedisStore):
@@ -40,6 +42,8 @@ class ClusterStore(RedisStore):
             )
         super().__init__(client, codec=codec, key_prefix=key_prefix, log=log)
         self._bucket_offsets: dict[tuple[str, int], int] = {}  # how far this writer brought a bucket
+        self._unanswered: dict[tuple[str, int], int] = {}  # how far a write went whose answer never came
+        self._histories: frozenset[str] = frozenset()  # the replication ids of the primaries, when last compared
 
     async def _get(self, keys: list[str]) -> list[bytes | None]:
         by_tag: dict[str, list[int]] = defaultdict(list)
@@ -65,6 +69,7 @@ class ClusterStore(RedisStore):
                 self._bucket_call(bucket, [updates[at] for at in places], progress)
                 for bucket, places in by_bucket.items()
             ]
+            self._unanswered |= {(bucket, step.partition): step.offset for bucket in by_bucket for step in progress}
             answers = dict(zip(by_bucket, await self._call(calls), strict=True))
             self._check_buckets(answers, progress)
             for bucket, places in by_bucket.items():
@@ -72,7 +77,16 @@ class ClusterStore(RedisStore):
                     written[at] = ok
         if completes and all(written) and progress:
             await super()._save([], progress, completes=True)
+            self._settle_unanswered(progress)
         return written
+
+    def _settle_unanswered(self, progress: Sequence[Progress]) -> None:
+        """Count writes without an answer as done, once their micro-batch is: it found their rows written."""
+        for step in progress:
+            for place in [one for one in self._unanswered if one[1] == step.partition]:
+                offset = self._unanswered.pop(place)
+                if offset <= step.offset:
+                    self._bucket_offsets[place] = max(offset, self._bucket_offsets.get(place, _NEVER))
 
     def _bucket_log_key(self, bucket: str) -> str:
         return f"{self._prefix}:{{{bucket}}}:log:{self._log}"
@@ -90,15 +104,18 @@ class ClusterStore(RedisStore):
         return save_call(keys, arguments)
 
     def _check_buckets(self, answers: Mapping[str, list[Any]], progress: Sequence[Progress]) -> None:
-        """Raise for the bucket that lost most of what we wrote; the others' loss shows at their next write."""
-        behind: dict[int, int] = {}
+        """Raise for the partition of which a bucket lost most of what we wrote.
+
+        What is known of the other partitions stays, so their loss shows at the next write.
+        """
+        behind: dict[int, dict[str, int]] = defaultdict(dict)
         for bucket, (verdict, *details) in answers.items():
             if verdict == BEHIND:
-                step, has = progress[details[0] - 1], offset_of(details[1])
-                self._bucket_offsets[bucket, step.partition] = has
-                behind[step.partition] = min(step.base, has, behind.get(step.partition, step.base))
-        for partition, has in behind.items():
-            raise StoreBehindError(partition, has)
+                behind[progress[details[0] - 1].partition][bucket] = offset_of(details[1])
+        for step in progress:
+            if lost := behind.get(step.partition):
+                self._bucket_offsets |= {(bucket, step.partition): has for bucket, has in lost.items()}
+                raise StoreBehindError(step.partition, min(step.base, *lost.values()))
 
     def _bucket_written(self, bucket: str, answer: list[Any], progress: Sequence[Progress]) -> list[bool]:
         written = self._written(answer, progress)
@@ -109,25 +126,87 @@ class ClusterStore(RedisStore):
         return written
 
     async def progress(self, partitions: Sequence[int]) -> list[int]:
-        """Return the offset up to which each partition is applied; -1 for all when a node came back empty."""
-        if partitions and self._partitions and await self._forgotten_buckets():
-            self._bucket_offsets.clear()  # all of it is read again, so nothing can hide
-            await self._mark(clear=range(self._partitions))
+        """Return the offset up to which each partition is applied; what a node lost counts as not applied.
+
+        One question to each node tells whether it still is the one that was compared, with its data. Only when one is
+        not, every bucket is asked.
+        """
+        if partitions and self._partitions:
+            histories = await self._current_histories()
+            if histories is None or histories != self._histories:
+                await self._take_back_what_was_lost()
+                self._histories = histories or frozenset()
         return await super().progress(partitions)
+
+    async def _current_histories(self) -> frozenset[str] | None:
+        """Return the replication id of every primary; None when one has no mark. A failover or a restart changes it."""
+        client: Any = self.client
+        with unavailable("marks"):
+            told, marks = await asyncio.gather(
+                client.execute_command("INFO", "replication", target_nodes=client.PRIMARIES),
+                self._marks(self._bucket_of_each_node()),
+            )
+        if not all(marks.values()):
+            return None
+        found = told.values() if all(isinstance(one, dict) for one in told.values()) else [told]
+        return frozenset(str(one["master_replid"]) for one in found)
+
+    def _bucket_of_each_node(self) -> list[str]:
+        client: Any = self.client
+        nodes = {client.get_node_from_key(self._bucket_log_key(bucket)): bucket for bucket in _BUCKETS}
+        return list(nodes.values())
+
+    async def _take_back_what_was_lost(self) -> None:
+        """Lower the log's progress to what every bucket still has; a bucket without a mark has nothing at all.
+
+        Progress first, what is known of the buckets afterwards: whoever is stopped in between finds the loss again.
+        """
+        known = dict(self._bucket_offsets)  # before asking: what is written meanwhile is in the answer
+        marks, offsets = await asyncio.gather(self._marks(_BUCKETS), self._stored_offsets(list(known)))
+        if not all(marks.values()):
+            await self._take_back(dict.fromkeys(range(self._partitions), _NEVER))
+            self._bucket_offsets.clear()  # all of it is read again, so nothing can hide
+            await self._mark()
+            return
+        lost = {place: has for place, has in offsets.items() if has < known[place]}
+        lowest: dict[int, int] = {}
+        for (_, partition), has in lost.items():
+            lowest[partition] = min(has, lowest.get(partition, has))
+        stored = await super().progress(list(lowest))
+        await self._take_back({p: min(has, at) for (p, has), at in zip(lowest.items(), stored, strict=True)})
+        self._bucket_offsets |= lost
+
+    async def _stored_offsets(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        keys = [f"{self._bucket_log_key(bucket)}:{self._epoch}:{partition}" for bucket, partition in places]
+        with unavailable("marks"):
+            answers = await self._get(keys) if keys else []
+        return {
+            place: _NEVER if answer is None else offset_of(answer)
+            for place, answer in zip(places, answers, strict=True)
+        }
+
+    async def _take_back(self, offsets: Mapping[int, int]) -> None:
+        with unavailable("marks"):
+            for partition, offset in offsets.items():
+                await self.client.set(self._progress_key(partition), offset_text(offset))
 
     async def enter_epoch(self, partitions: int) -> int:
         """As for one server; also marks every bucket, so that a node which comes back empty is noticed.
 
         A bucket whose mark is missing although the log has one lost its rows: nothing counts as applied any more.
         """
-        lost = await self._forgotten_buckets() if await self._is_marked() else []
+        is_marked = await self._is_marked()
+        lost = is_marked and not all((await self._marks(_BUCKETS)).values())
         epoch = await super().enter_epoch(partitions)
-        await self._mark(clear=range(partitions) if lost else ())
+        if lost:  # before marking: a crash between the two is noticed
+            await self._take_back(dict.fromkeys(range(partitions), _NEVER))
+        await self._mark()
         return epoch
 
     async def reset_epoch(self, partitions: int) -> int:
         """Start a new epoch; what is known of buckets belonged to the old one."""
         self._bucket_offsets.clear()
+        self._unanswered.clear()
         return await super().reset_epoch(partitions)
 
     async def _is_marked(self) -> bool:
@@ -135,24 +214,21 @@ class ClusterStore(RedisStore):
             marked: Any = await self.client.hget(self._log_key, "buckets")
         return marked is not None
 
-    async def _forgotten_buckets(self) -> list[str]:
-        """Return the buckets without a mark."""
-        buckets = [f"b{bucket:02x}" for bucket in range(BUCKETS)]
+    async def _marks(self, buckets: Sequence[str]) -> dict[str, bool]:
+        """Return whether each bucket has its mark."""
         pipe: Any = self.client.pipeline(transaction=False)
         for bucket in buckets:
             pipe.hexists(self._bucket_log_key(bucket), "bucket")
         with unavailable("marks"):
             answers = await pipe.execute()
-        return [bucket for bucket, marked in zip(buckets, answers, strict=True) if not marked]
+        return {bucket: bool(marked) for bucket, marked in zip(buckets, answers, strict=True)}
 
-    async def _mark(self, clear: range | tuple[()]) -> None:
-        """Mark every bucket, after taking back the progress of `clear`: in this order, a crash between is noticed."""
+    async def _mark(self) -> None:
+        """Mark every bucket, then the log: it has marks."""
         with unavailable("marks"):
-            for partition in clear:
-                await self.client.delete(self._progress_key(partition))
             pipe: Any = self.client.pipeline(transaction=False)
-            for bucket in range(BUCKETS):
-                pipe.hset(self._bucket_log_key(f"b{bucket:02x}"), "bucket", 1)
+            for bucket in _BUCKETS:
+                pipe.hset(self._bucket_log_key(bucket), "bucket", 1)
             await pipe.execute()
             marking: Any = self.client.hset(self._log_key, "buckets", "1")
             await marking
@@ -177,7 +253,7 @@ class ClusterStore(RedisStore):
 
     async def rebuilt(self, offsets: Mapping[int, int], *, mended: bool) -> None:
         """As for one server; the rows of every bucket are there, so all of them are marked."""
-        await self._mark(clear=())
+        await self._mark()
         await super().rebuilt(offsets, mended=mended)
 
 

@@ -10,10 +10,13 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import redis
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from redis.cluster import ClusterNode, RedisCluster
+from redis.sentinel import Sentinel
 
 from deploy.chaos.artefact import formula_of
 from deploy.chaos.oracle import Expected, Record, fold, read
@@ -49,11 +52,24 @@ def parse_row(data: bytes) -> StoredRow:
 
 def stored_rows(where: Site) -> dict[str, StoredRow]:
     """Return the row of every user of a site."""
-    with redis.Redis.from_url(where.redis_url) as client:
+    with redis_of(where.redis_url) as client:
         keys = list(client.scan_iter(f"{where.prefix}rerank:*:u:*", count=1_000))
-        values = client.mget(keys) if keys else []
+        values = [client.get(key) for key in keys]
     found = zip(keys, values, strict=True)
     return {key.decode().split(":u:", 1)[1]: parse_row(value) for key, value in found if value is not None}
+
+
+def redis_of(url: str) -> Any:
+    """Return a client for one server, for the primary that sentinels name, or for a cluster."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "redis":
+        return redis.Redis.from_url(url, socket_timeout=5)
+    places, _, service = rest.partition("/")
+    hosts = [(host, int(port)) for host, _, port in (place.partition(":") for place in places.split(","))]
+    if scheme == "redis+cluster":
+        nodes = [ClusterNode(*host) for host in hosts]  # type: ignore[no-untyped-call]
+        return RedisCluster(startup_nodes=nodes, socket_timeout=5)
+    return Sentinel(hosts, socket_timeout=5).master_for(service, socket_timeout=5)  # type: ignore[no-untyped-call]
 
 
 def expected_row(user: Expected) -> StoredRow:
@@ -260,7 +276,7 @@ async def _until_equal(where: Site, expected: Mapping[str, StoredRow]) -> None:
     while True:
         try:
             stored = await asyncio.to_thread(stored_rows, where)
-        except redis.RedisError as error:
+        except (redis.RedisError, redis.exceptions.RedisClusterException) as error:
             stored, problem = {}, repr(error)
         else:
             if stored == expected:

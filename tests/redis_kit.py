@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import redis
 
@@ -184,6 +184,15 @@ class Sentinels:
         for server in (*self.sentinels, self.replica, self.primary):
             server.stop()
 
+    def fail_over(self) -> None:
+        """Demote the primary and promote the replica, as an operator would."""
+        with redis.Redis(host=LOOPBACK, port=self.sentinels[0].port) as connection:
+            connection.execute_command("SENTINEL", "FAILOVER", self.service)
+
+    def is_primary(self, server: RedisServer) -> bool:
+        """Tell whether a server takes writes."""
+        return self._info(server)["role"] == "master"
+
     @staticmethod
     def _info(server: RedisServer) -> dict[str, object]:
         with redis.Redis(host=LOOPBACK, port=server.port) as connection:
@@ -223,20 +232,25 @@ class _Sentinel(RedisServer):
 
 
 class Cluster:
-    """Three masters without replicas, each with a third of the slots."""
+    """Three masters, each with a third of the slots, and on demand a replica behind each."""
 
-    def __init__(self, directory: Path) -> None:
-        """Start them; all slots are served when this returns."""
-        self.nodes = [_ClusterNode(directory) for _ in range(3)]
-        for node in self.nodes:
+    def __init__(self, directory: Path, *, with_replicas: bool = False) -> None:
+        """Start them; all slots are served, and replicas are in step, when this returns."""
+        self.nodes = [ClusterServer(directory) for _ in range(3)]
+        self.replicas = [ClusterServer(directory) for _ in self.nodes if with_replicas]
+        for node in self._all():
             node.start()
         bounds = [0, 5461, 10923, 16384]
         for node, start, end in zip(self.nodes, bounds[:-1], bounds[1:], strict=True):
             node.call("CLUSTER", "ADDSLOTS", *range(start, end))
-            for other in self.nodes:
+        for node in self._all():
+            for other in self._all():
                 if other is not node:
                     node.call("CLUSTER", "MEET", LOOPBACK, other.port)
-        eventually(lambda: all(node.sees_cluster() for node in self.nodes))
+        eventually(lambda: all(node.sees_cluster(len(self._all())) for node in self._all()))
+        for node, replica in zip(self.nodes, self.replicas, strict=False):
+            replica.call("CLUSTER", "REPLICATE", node.id)
+        eventually(lambda: all(replica.is_in_step() for replica in self.replicas))
 
     @property
     def url(self) -> str:
@@ -244,27 +258,67 @@ class Cluster:
         return "redis+cluster://" + ",".join(node.address for node in self.nodes)
 
     def stop(self) -> None:
-        for node in self.nodes:
+        for node in self._all():
             node.stop()
 
+    def _all(self) -> list["ClusterServer"]:
+        return [*self.nodes, *self.replicas]
 
-class _ClusterNode(RedisServer):
+    def move_slot(self, slot: int, source: "ClusterServer", target: "ClusterServer", pause_s: float) -> None:
+        """Move a slot key by key, as `redis-cli --cluster reshard` does; for `pause_s` its keys are on both nodes."""
+        target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+        paused = False
+        while keys := cast("list[bytes]", source.call("CLUSTER", "GETKEYSINSLOT", slot, 1)):
+            source.call("MIGRATE", LOOPBACK, target.port, "", 0, 5_000, "KEYS", *keys)
+            if not paused:
+                time.sleep(pause_s)
+                paused = True
+        for node in (target, source, *self.nodes):
+            node.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+
+class ClusterServer(RedisServer):
+    """One node of a cluster."""
+
     def choose_ports(self) -> list[int]:
         # Redis 6 puts the cluster bus at the port + 10000, which must exist.
         return [next(port for port in (free_ports(1)[0] for _ in range(1_000)) if port < 55_000)]
 
     def command(self) -> list[str]:
-        return [*super().command(), "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--repl-diskless-sync-delay", "0"]
+        return [*super().command(), *options]
+
+    @property
+    def id(self) -> str:
+        """Its name among the nodes."""
+        return bytes(cast("bytes", self.call("CLUSTER", "MYID"))).decode()
 
     def call(self, *words: object) -> object:
-        with redis.Redis(host=LOOPBACK, port=self.port) as connection:
+        """Send one command, as an operator would."""
+        with redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=10) as connection:
             return connection.execute_command(*words)
 
-    def sees_cluster(self) -> bool:
+    def is_primary(self) -> bool:
+        """Tell whether it serves slots."""
+        return self._replication()["role"] == "master"
+
+    def is_in_step(self) -> bool:
+        """Tell whether it is a replica that has all its primary had."""
+        found = self._replication()
+        return found["role"] == "slave" and found["master_link_status"] == "up"
+
+    def _replication(self) -> dict[str, object]:
+        with redis.Redis(host=LOOPBACK, port=self.port, socket_timeout=10) as connection:
+            return dict(connection.info("replication"))
+
+    def sees_cluster(self, nodes: int) -> bool:
+        """Tell whether all slots are served, as far as this node knows `nodes` of them."""
         with redis.Redis(host=LOOPBACK, port=self.port) as connection:
             told = connection.execute_command("CLUSTER", "INFO")
         lines = (told if isinstance(told, bytes) else str(told).encode()).split()
-        return {b"cluster_state:ok", b"cluster_known_nodes:3", b"cluster_slots_ok:16384"} <= set(lines)
+        wanted = {b"cluster_state:ok", f"cluster_known_nodes:{nodes}".encode(), b"cluster_slots_ok:16384"}
+        return wanted <= set(lines)
 
 
 def eventually(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:

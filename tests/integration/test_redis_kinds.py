@@ -1,7 +1,7 @@
 """What is particular to one kind of Redis: what its failures say, what a failover loses, what a lost node leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from deploy.local.redis import RedisServer
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import SettingsError, StoreBehindError, StoreUnavailableError
+from stream_app.guarded_calls import Call, Caller
 from stream_app.settings import RedisSettings
 from stream_app.state import Fence, Progress, RowUpdate, UserRow, cold_row
 from stream_app.store import RedisStore, RowCodec, bucket_of
@@ -187,6 +188,89 @@ async def test_a_cluster_bucket_that_lost_what_we_wrote_refuses_the_batch(tmp_pa
             assert await rows.load(["u-1"]) == [cold_row(STATE_SIZE)]
     finally:
         cluster.stop()
+
+
+@asynccontextmanager
+async def cluster_store(tmp_path: Path) -> AsyncIterator[tuple[Cluster, RedisStore]]:
+    cluster = Cluster(tmp_path)
+    try:
+        async with connected(RedisSettings(url=SecretStr(cluster.url))) as client:
+            rows = store(client)
+            await rows.enter_epoch(2)
+            yield cluster, rows
+    finally:
+        cluster.stop()
+
+
+def bucket_key(user_id: str, partition: int) -> str:
+    return f"t:{{{bucket_of(user_id)}}}:log:interactions:1:{partition}"
+
+
+class Mute:
+    """Runs calls; whoever writes a row is not told that it was done."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    async def run(self, calls: Sequence[Call]) -> list[list[Any]]:
+        answers = await self._caller.run(calls)
+        if any(":u:" in key for call in calls for key in call.keys):
+            raise redis.TimeoutError("no answer")
+        return answers
+
+
+async def test_buckets_that_lost_writes_of_different_partitions_are_told_one_after_the_other(tmp_path: Path) -> None:
+    async with cluster_store(tmp_path) as (_, rows):
+        users = {0: "u-1", 1: "u-2"}  # one of each partition
+        for partition, user_id in users.items():
+            await rows.save([update(user_id, 5)], [Progress(partition, -1, 5)])
+            await rows.save([update(user_id, 8, base=5)], [Progress(partition, 5, 8)])
+            await rows.client.set(bucket_key(user_id, partition), b"%020d" % 6)
+        batch = [update(user_id, 9, base=8) for user_id in users.values()]
+        told = []
+        for _ in users:
+            with pytest.raises(StoreBehindError) as caught:
+                await rows.save(batch, [Progress(partition, 8, 9) for partition in users])
+            told.append((caught.value.partition, caught.value.applied_offset))
+    assert told == [(0, 5), (1, 5)]
+
+
+async def test_a_cluster_write_whose_answer_never_came_counts_when_its_batch_is_complete(tmp_path: Path) -> None:
+    async with cluster_store(tmp_path) as (_, rows):
+        await rows.save([update("u-1", 5)], [Progress(0, -1, 5)])
+        caller, rows._caller = rows._caller, Mute(rows._caller)
+        with pytest.raises(StoreUnavailableError):
+            await rows.save([update("u-1", 8, base=5)], [Progress(0, 5, 8)])
+        rows._caller = caller
+        assert await rows.save([], [Progress(0, 5, 8)]) == []  # loaded again, and found written
+        await rows.client.set(bucket_key("u-1", 0), b"%020d" % 6)
+        with pytest.raises(StoreBehindError):
+            await rows.save([update("u-1", 9, base=8)], [Progress(0, 8, 9)])
+
+
+async def test_what_a_failover_took_from_a_quiet_bucket_is_noticed_without_a_write(tmp_path: Path) -> None:
+    async with cluster_store(tmp_path) as (cluster, rows):
+        await rows.save([update("u-1", 5)], [Progress(0, -1, 5)])
+        assert await rows.progress([0, 1]) == [5, -1]
+        node = cluster.nodes[
+            min(2, int(str(cluster.nodes[0].call("CLUSTER", "KEYSLOT", bucket_key("u-1", 0)))) // 5_461)
+        ]
+        await asyncio.to_thread(node.snapshot)
+        await rows.save([update("u-1", 8, base=5)], [Progress(0, 5, 8)])
+        assert await rows.progress([0, 1]) == [8, -1]
+        await asyncio.to_thread(node.kill)
+        await asyncio.to_thread(node.start)  # with what it had at 5
+        assert await until_told(rows) == [5, -1]
+        assert await rows.progress([0, 1]) == [5, -1]  # until it is read again
+
+
+async def until_told(rows: RedisStore) -> list[int]:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await rows.progress([0, 1])
+            except StoreUnavailableError:
+                await asyncio.sleep(0.2)
 
 
 async def test_scripts_that_a_server_forbids_are_not_needed(tmp_path: Path) -> None:
