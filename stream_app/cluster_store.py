@@ -58,6 +58,9 @@ class ClusterStore(RedisStore):
                 found[at] = answer
         return found
 
+    async def _look_up_again(self) -> None:
+        """Do nothing: a cluster's client follows its nodes by what they answer."""
+
     async def _save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress], *, completes: bool) -> list[bool]:
         await super()._save([], progress, completes=False)
         by_bucket: dict[str, list[int]] = defaultdict(list)

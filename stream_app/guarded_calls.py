@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redis.exceptions import NoScriptError, WatchError
+from redis.exceptions import InvalidResponse, NoScriptError, WatchError
 
 from stream_app.errors import StoreUnavailableError
 from stream_app.state import FENCE_BYTES, Fence, fence_of, may_replace_fence
@@ -275,8 +275,9 @@ class LuaCaller:
             answer = await self._client.eval(call.script.text, len(call.keys), *call.keys, *call.arguments)
         if isinstance(answer, Exception):
             raise answer
-        settled: list[Any] = answer
-        return settled
+        if not isinstance(answer, list) or not answer or answer[0] is None:
+            raise InvalidResponse(f"{call.script.name} was asked for, {answer!r:.50} is no answer to that")
+        return answer
 
 
 class WatchCaller:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 import redis.asyncio as redis_asyncio
 from aiokafka.partitioner import murmur2
-from redis.exceptions import RedisClusterException, RedisError
+from redis.exceptions import InvalidResponse, ReadOnlyError, RedisClusterException, RedisError
 
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
 from stream_app.guarded_calls import (
@@ -203,7 +203,11 @@ class RedisStore:
             return await self._get([self.key(user_id) for user_id in user_ids])
 
     async def _get(self, keys: list[str]) -> list[bytes | None]:
-        return [answer if isinstance(answer, bytes) else None for answer in await self.client.mget(keys)]
+        answers: Any = await self.client.mget(keys)
+        if not isinstance(answers, list) or len(answers) != len(keys):
+            await self._look_up_again()
+            raise InvalidResponse(f"{len(keys)} keys were asked for, {answers!r:.50} is no answer to that")
+        return [answer if isinstance(answer, bytes) else None for answer in answers]
 
     async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
         """Write the updates that `state.may_replace` allows; return which were written.
@@ -263,7 +267,7 @@ class RedisStore:
         """Return how many rebuilds mended rows that a worker may have cached."""
         with unavailable("rebuilds"):
             answer: Any = await self.client.hget(self._log_key, "rebuilds")
-        return int(answer or 0)
+        return int(answer) if isinstance(answer, bytes) and answer.isdigit() else 0
 
     def _progress_key(self, partition: int) -> str:
         return f"{self._log_key}:{partition}"
@@ -319,7 +323,17 @@ class RedisStore:
 
     async def _call(self, calls: Sequence[Call]) -> list[list[Any]]:
         with unavailable(calls[0].script.name):
-            return await self._caller.run(calls)
+            try:
+                return await self._caller.run(calls)
+            except RedisError as error:
+                # A script that writes on a replica is told so in the middle of another error.
+                if isinstance(error, ReadOnlyError | InvalidResponse) or "READONLY" in str(error):
+                    await self._look_up_again()
+                raise
+
+    async def _look_up_again(self) -> None:
+        """Leave a server that is no primary any more, or whose answers make no sense: the next call connects anew."""
+        await self.client.connection_pool.disconnect(inuse_connections=False)
 
     async def _set_aside(self, user_id: str) -> None:
         """Move bytes that are no row out of the way, and take back the progress of their user's partition.

@@ -12,6 +12,7 @@ import redis
 from deploy.local import LocalStack, RedisServer
 from schemas.records import CandidateList, Slate
 from tests.fault_kit import healed, serving, stop_gracefully, under_load, until_log_says
+from tests.resp_stub import TROUBLES, RespStub, saying
 from tests.tiny_artefact import item_ids, write_tiny_artefact
 from tests.worker_kit import Client, Site, client, site
 
@@ -193,3 +194,24 @@ async def test_sigterm_while_redis_hangs_ends_in_the_grace_period_and_loses_noth
         await healed(where, load)
         await stop_gracefully(worker)
     assert took_s < 6.0
+
+
+async def test_whatever_redis_answers_in_place_of_an_answer_costs_no_interaction(
+    where: Site, own_redis: RedisServer
+) -> None:
+    async with RespStub(own_redis.port) as stub:
+        direct, where = where, replace(where, redis_url=stub.url)
+        await where.create_topics()
+        async with client(where) as outsider:
+            worker = await serving(where, RERANK_CACHED_USERS="0", RERANK_REDIS__BREAKER_FAILURES="1000000")
+            async with under_load(outsider, SEED) as load:
+                for name, text in TROUBLES.items():
+                    stub.answer = saying(text)
+                    slate, took_ms = await asked_alone(outsider, f"r-{name}", deadline_ms=5_000)
+                    assert (slate.outcome, slate.reasons) == ("fallback", ["store_unavailable"]), name
+                    assert took_ms < 5_000
+                    stub.heal()
+            ledger = await healed(direct, load)
+            assert worker.process.is_running
+            await stop_gracefully(worker)
+    assert ledger.shed == 0
