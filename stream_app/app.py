@@ -407,7 +407,8 @@ async def _interaction_partitions(settings: Settings) -> int:
 
 
 async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partitions: int) -> int:
-    await check_connection(redis, settings.redis)
+    await check_connection(redis, settings.redis, prefix=settings.row_prefix())
+    await rows.claim_rows(cold=settings.redis.foreign_rows == "cold")
     return await rows.enter_epoch(partitions)
 
 

@@ -6,6 +6,7 @@ RerankError
     x StoreUnavailableError
     x StoreBehindError    Redis lost interactions that were applied: read them again
     x EpochError          the log's partition count changed: only a restarted worker may go on
+      x ForeignRowsError  the rows are another model's: only a rebuild, or the other artefact, may go on
     x LogRecreatedError   the log is not the one that Redis was made from: only an operator may go on
     x PublishError
     x ModelError          the model raised: lists fall back, interactions wait
@@ -20,6 +21,9 @@ RerankError
 """
 
 from typing import ClassVar
+
+# What stands in place of a state space while a rebuild into it has begun and not ended.
+REBUILDING = "rebuilding "
 
 
 class RerankError(Exception):
@@ -56,6 +60,20 @@ class StoreBehindError(TransientError):
 
 class EpochError(TransientError):
     """The topic epoch that this worker writes in is over; nothing was written."""
+
+
+class ForeignRowsError(EpochError):
+    """The rows are of another state space than this artefact's; nothing was read as its own, nothing was written."""
+
+    def __init__(self, said: str, ours: str) -> None:
+        """Say which space the rows are of, by what stands in the log's hash, and which one was asked for."""
+        begun = said.removeprefix(REBUILDING)
+        state = f"a rebuild into state space {begun} has not ended" if begun != said else f"the rows are of {said}"
+        super().__init__(
+            f"state space {ours} of RERANK_ARTEFACT: {state}, so every user would start cold; nothing is served or "
+            "written; stop the workers, run `rerank rebuild` with this artefact, start them (docs/operators.md, A new "
+            "model; there is a way without a pause, and RERANK_REDIS__FOREIGN_ROWS=cold to let users start cold)"
+        )
 
 
 class LogRecreatedError(TransientError):

@@ -17,41 +17,43 @@ from stream_app.state import FENCE_BYTES, Fence, fence_of, may_replace_fence
 
 WATCH_ATTEMPTS = 50
 
-# A writer of an older epoch gets nothing written and answers {2}. A writer that has not noticed a rebuild answers {3,
-# rebuilds, progress of each partition}. A store behind its base answers {0, which, what it has}. Then
-# `state.may_replace`, row by row; the answer is {1, 1 or 0 for each row}. Progress moves when every row was written: a
-# refused one is folded again. Positions are compared as digits in text, so neither 53-bit numbers nor the server's
-# locale matter.
+# A writer of an older epoch gets nothing written and answers {2}. One whose rows are of another state space than those
+# that are there answers {4, their space}. One that has not noticed a rebuild answers {3, rebuilds, progress of each
+# partition}. A store behind its base answers {0, which, what it has}. Then `state.may_replace`, row by row; the answer
+# is {1, 1 or 0 for each row}. Progress moves when every row was written: a refused one is folded again. Positions are
+# compared as digits in text, so neither 53-bit numbers nor the server's locale matter.
 # KEYS: log, progress of each partition, rows. ARGV: epoch, number of partitions, 1 if this call completes the
-# micro-batch, rebuilds that the writer knows of ('': any), then base and offset of each partition, then base fence and
-# row of each row.
+# micro-batch, rebuilds that the writer knows of ('': any), its state space ('': any), then base and offset of each
+# partition, then base fence and row of each row.
 SAVE_SCRIPT = """
 local function covers(a, b)
   local a_epoch, b_epoch = string.sub(a, 1, 6), string.sub(b, 1, 6)
   if a_epoch ~= b_epoch then return b_epoch < a_epoch end
   return string.sub(a, 7, 12) == string.sub(b, 7, 12) and string.sub(b, 13, 32) <= string.sub(a, 13, 32)
 end
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'rebuilds')
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'rebuilds', 'space')
 local epoch = tonumber(head[1] or '0')
 if epoch > tonumber(ARGV[1]) then return {2} end
+if ARGV[5] ~= '' and head[3] and head[3] ~= ARGV[5] then return {4, head[3]} end
 local partitions, completes = tonumber(ARGV[2]), ARGV[3] == '1'
 local at = {}
 for p = 1, partitions do at[p] = redis.call('GET', KEYS[p + 1]) or '00000000000000000000' end
 if ARGV[4] ~= '' and ARGV[4] ~= (head[2] or '0') then return {3, head[2] or '0', unpack(at)} end
 for p = 1, partitions do
-  if at[p] < ARGV[2 * p + 3] then return {0, p, at[p]} end
+  if at[p] < ARGV[2 * p + 4] then return {0, p, at[p]} end
 end
 if not head[1] or epoch < tonumber(ARGV[1]) then redis.call('HSET', KEYS[1], 'epoch', ARGV[1]) end
+if ARGV[5] ~= '' and not head[3] then redis.call('HSET', KEYS[1], 'space', ARGV[5]) end
 local answer = {1}
 for i = partitions + 2, #KEYS do
-  local base, row = ARGV[2 * i + 1], ARGV[2 * i + 2]
+  local base, row = ARGV[2 * i + 2], ARGV[2 * i + 3]
   local stored = redis.call('GETRANGE', KEYS[i], 0, 31)
   local write = #stored < 32 or (covers(base, stored) and not covers(stored, row))
   if write then redis.call('SET', KEYS[i], row) else completes = false end
   answer[#answer + 1] = write and 1 or 0
 end
 for p = 1, partitions do
-  if completes and at[p] < ARGV[2 * p + 4] then redis.call('SET', KEYS[p + 1], ARGV[2 * p + 4]) end
+  if completes and at[p] < ARGV[2 * p + 5] then redis.call('SET', KEYS[p + 1], ARGV[2 * p + 5]) end
 end
 return answer
 """
@@ -68,6 +70,14 @@ if ARGV[3] == '1' then
   for i = 2, #KEYS do redis.call('DEL', KEYS[i]) end
 end
 return {epoch, tonumber(head[3] or '0')}
+"""
+
+# Says in which state space the rows are, if nobody has said so, or if asked to. KEYS: log. ARGV: space, 1 to say it
+# whatever was said. Answers {1, what was said before, '' for nothing}.
+SPACE_SCRIPT = """
+local said = redis.call('HGET', KEYS[1], 'space') or ''
+if said == '' or ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'space', ARGV[1]) end
+return {1, said}
 """
 
 # Writes each row whose stored bytes are still those that were judged. KEYS: log, rows. ARGV: epoch, then the SHA-1 of
@@ -99,7 +109,7 @@ end
 return {1}
 """
 
-SAVED, BEHIND, SUPERSEDED, REBUILT = 1, 0, 2, 3  # the first number of an answer
+SAVED, BEHIND, SUPERSEDED, REBUILT, FOREIGN = 1, 0, 2, 3, 4  # the first number of an answer
 NOTHING_APPLIED = b"0" * 20
 
 Head = Mapping[bytes, bytes]
@@ -148,6 +158,11 @@ def epoch_call(keys: list[str], arguments: list[bytes]) -> Call:
     return Call(script=_EPOCH, keys=keys, arguments=arguments, decide=_decide_epoch)
 
 
+def space_call(keys: list[str], arguments: list[bytes]) -> Call:
+    """Return the call of SPACE_SCRIPT."""
+    return Call(script=_SPACE, keys=keys, arguments=arguments, decide=_decide_space)
+
+
 def replace_call(keys: list[str], arguments: list[bytes]) -> Call:
     """Return the call of REPLACE_SCRIPT."""
     return Call(script=_REPLACE, keys=keys, arguments=arguments, decide=_decide_replace)
@@ -160,6 +175,7 @@ def rebuilt_call(keys: list[str], arguments: list[bytes]) -> Call:
 
 _SAVE = _script("save", SAVE_SCRIPT)
 _EPOCH = _script("enter_epoch", EPOCH_SCRIPT)
+_SPACE = _script("claim_rows", SPACE_SCRIPT)
 _REPLACE = _script("replace", REPLACE_SCRIPT)
 _REBUILT = _script("rebuilt", REBUILT_SCRIPT)
 
@@ -175,11 +191,13 @@ def is_offset_text(value: bytes) -> bool:
 
 
 def _decide_save(head: Head, values: Values, call: Call) -> Decision:
-    epoch, partitions, completes, known, *rest = call.arguments
+    epoch, partitions, completes, known, space, *rest = call.arguments
     count = int(partitions)
     at = [value or NOTHING_APPLIED for value in values[:count]]
     if int(head.get(b"epoch", 0)) > int(epoch):
         return Decision([SUPERSEDED], {}, {})
+    if space and head.get(b"space", space) != space:
+        return Decision([FOREIGN, head[b"space"]], {}, {})
     rebuilds = head.get(b"rebuilds", b"0")
     if known not in (b"", rebuilds):
         return Decision([REBUILT, rebuilds, *at], {}, {})
@@ -197,7 +215,7 @@ def _decide_save(head: Head, values: Values, call: Call) -> Decision:
     if completes == b"1" and all(written):
         steps = zip(call.keys[1 : count + 1], at, offsets, strict=True)
         writes |= {key: offset for key, has, offset in steps if has < offset}
-    return Decision([SAVED, *map(int, written)], {"epoch": epoch}, writes)
+    return Decision([SAVED, *map(int, written)], {"epoch": epoch} | ({"space": space} if space else {}), writes)
 
 
 def _stored_fence(stored: bytes | None) -> Fence | None:
@@ -212,6 +230,12 @@ def _decide_epoch(head: Head, values: Values, call: Call) -> Decision:
     cleared: dict[str, bytes | None] = dict.fromkeys(call.keys[1:]) if new == b"1" else {}
     fields = {"partitions": partitions, "epoch": b"%d" % epoch}
     return Decision([epoch, int(head.get(b"rebuilds", 0))], fields, cleared)
+
+
+def _decide_space(head: Head, values: Values, call: Call) -> Decision:
+    space, whatever = call.arguments
+    said = head.get(b"space", b"")
+    return Decision([SAVED, said], {"space": space} if not said or whatever == b"1" else {}, {})
 
 
 def _decide_replace(head: Head, values: Values, call: Call) -> Decision:

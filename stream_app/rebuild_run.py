@@ -14,12 +14,12 @@ from typing import Any
 from schemas.topics import topic_name
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
-from stream_app.errors import LogRecreatedError, RerankError, SettingsError, TransientError
+from stream_app.errors import REBUILDING, LogRecreatedError, RerankError, SettingsError, TransientError
 from stream_app.interactions_log import KafkaLog, high_water_offsets, start_offsets
 from stream_app.rebuild import Fold, RebuildCounts, rebuild
-from stream_app.scorer import Artefact, load_artefact
+from stream_app.scorer import Artefact, load_artefact, read_manifest, space_of
 from stream_app.settings import Settings
-from stream_app.store import RedisStore, RowCodec, home_partition
+from stream_app.store import RedisStore, RowCodec, home_partition, space_text
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import admin_client, partition_counts
 
@@ -41,6 +41,11 @@ class RebuildRequest:
     accept_truncated: bool = False
     processes: int | None = None  # None: what the log is worth, at most one a core
     max_users: int = MAX_USERS  # in memory, of each process
+
+    @property
+    def whole(self) -> bool:
+        """Whether every row is rebuilt, to the end of the log."""
+        return self.user_id is None and not self.until_offsets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,8 +70,10 @@ def run_rebuild(settings: Settings, request: RebuildRequest, report: Report) -> 
     if settings.artefact is None:
         raise SettingsError("RERANK_ARTEFACT is not set; nothing was rebuilt; name the artefact that the workers serve")
     patient = settings.redis.model_copy(update={"timeout_ms": TIMEOUT_MS, "connect_timeout_ms": TIMEOUT_MS})
-    settings = settings.model_copy(update={"redis": patient})
-    partitions, ends = asyncio.run(_prepare(settings, request))
+    artefact = settings.artefact.resolve()  # a link that is moved meanwhile leads nobody astray
+    settings = settings.model_copy(update={"redis": patient, "artefact": artefact})
+    space = space_text(space_of(read_manifest(artefact)))
+    partitions, ends = asyncio.run(_prepare(settings, request, space))
     count = request.processes or min(os.cpu_count() or 1, 1 + sum(ends.values()) // RECORDS_WORTH_A_PROCESS)
     share = _Share(settings=settings, request=request, partitions=partitions, ends=ends, in_order=False)
     if count == 1 or len(ends) == 1:
@@ -75,12 +82,22 @@ def run_rebuild(settings: Settings, request: RebuildRequest, report: Report) -> 
         parts = [dict(list(ends.items())[n::count]) for n in range(min(count, len(ends)))]
         counts = _run_apart([replace(share, ends=part) for part in parts], report)
     if counts.stray_users:  # their interactions lie in several partitions: only one process can put them in order
-        return _run_here(replace(share, in_order=True), report)
+        counts = _run_here(replace(share, in_order=True), report)
+    if request.whole:
+        asyncio.run(_set_row_space(settings, space))
     return counts
 
 
-async def _prepare(settings: Settings, request: RebuildRequest) -> tuple[int, dict[int, int]]:
-    """Return the partition count, and the ends of the partitions to be read; check that they can be."""
+async def _set_row_space(settings: Settings, space: str) -> None:
+    async with store_without_rows(settings) as store:
+        await store.set_row_space(space)
+
+
+async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> tuple[int, dict[int, int]]:
+    """Return the partition count, and the ends of the partitions to be read; check that they can be.
+
+    Rows of another state space are nobody's from here on, until all of them are rebuilt.
+    """
     log = topic_name(settings.topic_prefix, "interactions")
     async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
         partitions = (await partition_counts(admin)).get(log, 0)
@@ -91,6 +108,12 @@ async def _prepare(settings: Settings, request: RebuildRequest) -> tuple[int, di
             "was rebuilt; correct --until-offset, RERANK_TOPIC_PREFIX or RERANK_KAFKA__BOOTSTRAP_SERVERS"
         )
     async with store_without_rows(settings) as store:
+        said = await store.row_space()
+        if said not in ("", space) and not request.whole:
+            raise SettingsError(
+                f"the rows are of state space {said}, the artefact is of {space}: a part of them cannot be rebuilt "
+                "alone; nothing was rebuilt; run it without --user and --until-offset, or name the artefact of the rows"
+            )
         epoch = await store.enter_epoch(partitions)
         applied = await store.progress(range(partitions))
     ends = await high_water_offsets(settings.kafka, log, range(partitions))  # after progress: it cannot be beyond
@@ -101,6 +124,8 @@ async def _prepare(settings: Settings, request: RebuildRequest) -> tuple[int, di
         home = home_partition(request.user_id, partitions)
         ends = {home: ends[home]}
     await _check_starts(settings, log, ends, request)
+    if said not in ("", space):
+        await _set_row_space(settings, REBUILDING + space)
     return partitions, ends
 
 
@@ -113,7 +138,7 @@ async def store_without_rows(settings: Settings) -> AsyncIterator[RedisStore]:
     """
     client: Any = connect(settings.redis)
     try:
-        await check_connection(client, settings.redis)
+        await check_connection(client, settings.redis, prefix=settings.row_prefix())
         yield _store(client, settings, RowCodec(state_size=0, space=0, telemetry=Telemetry()))
     finally:
         await client.aclose()

@@ -38,6 +38,7 @@ class RedisSettings(BaseModel):
 
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     scripts: Literal["lua", "watch"] = "lua"
+    foreign_rows: Literal["refuse", "cold"] = "refuse"
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None

@@ -14,9 +14,10 @@ import redis.asyncio as redis_asyncio
 from aiokafka.partitioner import murmur2
 from redis.exceptions import InvalidResponse, ReadOnlyError, RedisClusterException, RedisError
 
-from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
+from stream_app.errors import EpochError, ForeignRowsError, StoreBehindError, StoreUnavailableError
 from stream_app.guarded_calls import (
     BEHIND,
+    FOREIGN,
     REBUILT,
     SUPERSEDED,
     Call,
@@ -28,6 +29,7 @@ from stream_app.guarded_calls import (
     rebuilt_call,
     replace_call,
     save_call,
+    space_call,
 )
 from stream_app.state import (
     ForeignRowError,
@@ -57,7 +59,7 @@ class RowCodec:
     def __init__(self, *, state_size: int, space: int, telemetry: Telemetry) -> None:
         """Read rows of (space, S = state_size); count what cannot be read."""
         self._state_size = state_size
-        self._space = space
+        self.space = space
         self._bad_rows = telemetry.bad_rows
 
     def cold(self) -> UserRow:
@@ -66,7 +68,7 @@ class RowCodec:
 
     def pack(self, row: UserRow) -> bytes:
         """Return the bytes of a row."""
-        return pack_row(row, self._space)
+        return pack_row(row, self.space)
 
     def unpack(self, data: bytes | None) -> UserRow | None:
         """Return the row, a cold one for no bytes, None for bytes that are no row.
@@ -76,7 +78,7 @@ class RowCodec:
         if data is None:
             return self.cold()
         try:
-            return unpack_row(data, state_size=self._state_size, space=self._space)
+            return unpack_row(data, state_size=self._state_size, space=self.space)
         except ForeignRowError as error:
             self._bad_rows.labels("foreign").inc()
             return UserRow(0, 0, error.fence, bytes(4 * self._state_size), b"")
@@ -215,7 +217,7 @@ class RedisStore:
         Raises:
             StoreBehindError: Redis has less of a partition than the base of its progress, or rows were rebuilt under
                 the caller's feet; nothing was written, and what the caller caches is void.
-            EpochError: the epoch of this store is over.
+            EpochError: the epoch of this store is over, or its state space (ForeignRowsError).
         """
         written: list[bool] = []
         for start in range(0, max(1, len(updates)), KEYS_PER_CALL):
@@ -234,7 +236,14 @@ class RedisStore:
 
     def _save_arguments(self, progress: Sequence[Progress], *, completes: bool, rebuilds: bytes) -> list[bytes]:
         numbers = [b"%d" % number for number in (self._epoch, len(progress), completes)]
-        return [*numbers, rebuilds, *(offset_text(offset) for step in progress for offset in (step.base, step.offset))]
+        # Who asks about no rebuilds asks one bucket of a cluster, and state spaces are told to the log's slot alone.
+        space = space_text(self._codec.space).encode() if rebuilds else b""
+        return [
+            *numbers,
+            rebuilds,
+            space,
+            *(offset_text(offset) for step in progress for offset in (step.base, step.offset)),
+        ]
 
     def _written(self, answer: list[Any], progress: Sequence[Progress]) -> list[bool]:
         verdict, *details = answer
@@ -245,6 +254,8 @@ class RedisStore:
             self._rebuilds, at = details[0], [offset_of(has) for has in details[1:]]
             behind = [(step.partition, min(step.base, has)) for step, has in zip(progress, at, strict=True)]
             raise StoreBehindError(*(behind or [(-1, -1)])[0])
+        if verdict == FOREIGN:
+            raise ForeignRowsError(details[0].decode(), space_text(self._codec.space))
         self._check_epoch(verdict)
         return [bool(detail) for detail in details]
 
@@ -290,6 +301,34 @@ class RedisStore:
         ((self._epoch, rebuilds),) = await self._call([epoch_call(keys, arguments)])
         self._rebuilds = b"%d" % rebuilds
         return self._epoch
+
+    async def row_space(self) -> str:
+        """Return what was said of the state space of the rows, "" for nothing yet."""
+        with unavailable("row_space"):
+            answer: Any = await self.client.hget(self._log_key, "space")
+        return answer.decode() if isinstance(answer, bytes) else ""
+
+    async def claim_rows(self, *, cold: bool = False) -> None:
+        """Say that the rows are of this store's state space, if nobody has said anything; `cold`: in any case.
+
+        Raises:
+            ForeignRowsError: they are of another one; nothing was said.
+        """
+        ours = space_text(self._codec.space)
+        said = await self._say_space(ours, whatever=cold)
+        if said not in ("", ours) and not cold:
+            raise ForeignRowsError(said, ours)
+
+    async def set_row_space(self, space: str) -> None:
+        """Say of which state space the rows are, whatever was said before; writers of another one get nothing written.
+
+        `space` is a `space_text`, or REBUILDING and one: then nobody may write but a rebuild.
+        """
+        await self._say_space(space, whatever=True)
+
+    async def _say_space(self, space: str, *, whatever: bool) -> str:
+        ((_, said),) = await self._call([space_call([self._log_key], [space.encode(), b"%d" % whatever])])
+        return str(said.decode())
 
     async def replace(self, replacements: Sequence[Replacement]) -> list[bool]:
         """Write each row whose stored bytes are still `stored`; return which were written.
@@ -345,6 +384,11 @@ class RedisStore:
             if self._partitions:
                 await self.client.delete(self._progress_key(home_partition(user_id, self._partitions)))
             await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
+
+
+def space_text(space: int) -> str:
+    """Return how a state space is written in the hash of the log: 16 hex digits."""
+    return f"{space:016x}"
 
 
 def home_partition(user_id: str, partitions: int) -> int:

@@ -12,6 +12,7 @@ import typer
 from stream_app.commands.doctor_artefact import examine_artefact
 from stream_app.commands.doctor_broker import examine_broker
 from stream_app.commands.doctor_redis import examine_redis
+from stream_app.commands.doctor_rows import examine_rows
 from stream_app.commands.doctor_settings import examine_settings
 from stream_app.commands.findings import Finding, as_json, as_text, fail, healthy
 from stream_app.settings import Settings
@@ -36,8 +37,9 @@ async def _examine(settings: Settings) -> list[Finding]:
     """Ask all at once; no answer takes longer than `_LONGEST_S`."""
     groups = await asyncio.gather(
         _in_time("broker", examine_broker(settings)),
-        _in_time("redis", examine_redis(settings.redis)),
+        _in_time("redis", examine_redis(settings.redis, prefix=settings.row_prefix())),
         _in_time("artefact", _artefact(settings.artefact)),
+        _in_time("rows", examine_rows(settings)),
     )
     return [finding for group in groups for finding in group]
 

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -20,7 +21,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object instea
 _PLACE = re.compile(r"(\d+):(\d+)")
 
 
-def rebuild(
+def rebuild(  # noqa: PLR0917 - each is an option of the command
+    artefact: Annotated[
+        Path | None, typer.Option(help="The model whose rows these shall be; without it RERANK_ARTEFACT.")
+    ] = None,
     user: Annotated[str | None, typer.Option(help="Only this user's row.")] = None,
     until_offset: Annotated[
         list[str] | None,
@@ -39,12 +43,15 @@ def rebuild(
 ) -> None:
     """Recreate the rows in Redis from `interactions`, byte for byte, whatever Redis holds; workers may run meanwhile.
 
-    A stored row is overwritten unless it is ahead of the log that was read. Exit 1: run it again.
+    A stored row is overwritten unless it is ahead of the log that was read. Exit 1: run it again. For a model of
+    another state space stop the workers before: nobody else may write until it has ended.
     """
     from stream_app.rebuild_run import RebuildRequest, run_rebuild  # noqa: PLC0415 - torch costs a second
 
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # our errors say the same, with a remedy
     settings = load_settings()
+    if artefact is not None:
+        settings = settings.model_copy(update={"artefact": artefact})
     request = RebuildRequest(
         user_id=user,
         until_offsets=_until_offsets(until_offset or []),

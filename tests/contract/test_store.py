@@ -16,12 +16,12 @@ from schemas.limits import Limits
 from stream_app.cache import CachedStore
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
-from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError
+from stream_app.errors import REBUILDING, EpochError, ForeignRowsError, StoreBehindError, StoreUnavailableError
 from stream_app.pipeline import apply_interactions
 from stream_app.ports import UserStore
 from stream_app.settings import RedisSettings
 from stream_app.state import Fence, Progress, RowUpdate, UserRow, cold_row, fence_of, pack_row
-from stream_app.store import MemoryStore, RedisStore, RowCodec
+from stream_app.store import MemoryStore, RedisStore, RowCodec, space_text
 from stream_app.telemetry import Telemetry
 from tests.builders import interaction
 from tests.fakes import SPACE, STATE_SIZE, FakeRecord, memory_store, record_of, serving
@@ -94,10 +94,12 @@ def store(backend: MemoryStore | RedisStore, request: pytest.FixtureRequest) -> 
     return CachedStore(backend, max_users=100 if request.param == "cached" else 1)
 
 
-def redis_store(client: object, prefix: str | None = None, *, scripts: Literal["lua", "watch"] = "lua") -> RedisStore:
+def redis_store(
+    client: object, prefix: str | None = None, *, scripts: Literal["lua", "watch"] = "lua", space: int = SPACE
+) -> RedisStore:
     return store_of(
         client,
-        codec=RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry()),
+        codec=RowCodec(state_size=STATE_SIZE, space=space, telemetry=Telemetry()),
         key_prefix=prefix or f"t-{uuid.uuid4().hex}",
         log="interactions",
         scripts=scripts,
@@ -226,6 +228,78 @@ async def test_a_flushed_redis_gets_its_epoch_back_from_the_next_save(redis_serv
     await backend.save([update(1, epoch=2)])
     assert await redis_store(client, prefix).enter_epoch(8) == 2
     await client.aclose()
+
+
+@pytest.fixture(params=["lua", "watch", "cluster"])
+async def two_models(request: pytest.FixtureRequest) -> AsyncIterator[tuple[RedisStore, RedisStore]]:
+    """Two stores over the same keys, for models of two state spaces."""
+    url = SecretStr(request.getfixturevalue("cluster" if request.param == "cluster" else "redis_server").url)
+    client, prefix = connect(RedisSettings(url=url)), f"t-{uuid.uuid4().hex}"
+    scripts: Literal["lua", "watch"] = "watch" if request.param == "watch" else "lua"
+    yield (
+        redis_store(client, prefix, scripts=scripts, space=SPACE),
+        redis_store(client, prefix, scripts=scripts, space=SPACE + 1),
+    )
+    await client.aclose()
+
+
+@pytest.mark.integration
+async def test_rows_are_claimed_by_the_first_and_for_no_other_state_space(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    ours, others = two_models
+    assert await ours.row_space() == ""
+    await ours.claim_rows()
+    await ours.claim_rows()
+    assert await others.row_space() == space_text(SPACE)
+    with pytest.raises(ForeignRowsError, match=r"the rows are of 0000000000000007.*rerank rebuild"):
+        await others.claim_rows()
+    await others.claim_rows(cold=True)
+    assert await ours.row_space() == space_text(SPACE + 1)
+
+
+@pytest.mark.integration
+async def test_a_writer_of_another_state_space_writes_nothing_and_is_told_so(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    ours, others = two_models
+    for store in two_models:
+        await store.enter_epoch(4)
+    await ours.claim_rows()
+    await ours.save([update(1)], [Progress(0, -1, 1)])
+    before = await ours.read(["u-1"])
+    with pytest.raises(ForeignRowsError):
+        await others.save([update(2)], [Progress(0, 1, 2)])
+    assert (await ours.read(["u-1"]), await ours.progress([0])) == (before, [1])
+
+
+@pytest.mark.integration
+async def test_while_rows_are_rebuilt_for_another_model_no_worker_writes_or_starts(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    for store in two_models:
+        await store.enter_epoch(4)
+    await two_models[0].claim_rows()
+    await two_models[1].set_row_space(REBUILDING + space_text(SPACE + 1))
+    for store in two_models:
+        with pytest.raises(ForeignRowsError, match=r"a rebuild into state space 0000000000000008 has not ended"):
+            await store.claim_rows()
+        with pytest.raises(ForeignRowsError, match="has not ended"):
+            await store.save([update(1)])
+    await two_models[1].set_row_space(space_text(SPACE + 1))
+    await two_models[1].save([update(1)])
+
+
+@pytest.mark.integration
+async def test_a_flushed_redis_gets_its_state_space_back_from_the_next_save(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    store, _ = two_models
+    await store.enter_epoch(4)
+    await store.claim_rows()
+    await store.client.flushdb()
+    await store.save([update(1)], [Progress(0, -1, 1)])
+    assert await store.row_space() == space_text(SPACE)
 
 
 async def test_progress_moves_with_the_rows(store: UserStore, backend: MemoryStore | RedisStore) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import redis
 from deploy.local import LocalStack
 from schemas.records import Interaction
 from stream_app.state import fence_of
-from tests.builders import interaction
-from tests.tiny_artefact import ITEMS, write_tiny_artefact
+from tests.builders import candidate_list, interaction
+from tests.tiny_artefact import ITEMS, item_ids, write_tiny_artefact
 from tests.worker_kit import Client, Site, WorkerProcess, client, site
 
 pytestmark = pytest.mark.integration
@@ -145,6 +146,41 @@ async def test_whatever_redis_holds_a_rebuild_leaves_the_bytes_of_the_live_worke
     spoil.setrange(keys[5], 70, b"\x01\x02")  # a flipped byte
     rebuild(where, "--processes", "1", "--max-users", "2")
     assert (rows.all(), rows.progress()) == (expected, progress)
+
+
+async def test_a_rebuild_gives_rows_of_another_model_their_vector(where: Site, rows: Rows, tmp_path: Path) -> None:
+    """In place, over the rows of the model before; whoever is of that model is kept out from then on."""
+    other = write_tiny_artefact(tmp_path / "other", seed=1, dim=6)
+    async with client(where) as worker_client:
+        before, progress = await live(where, rows, worker_client)
+        done = rebuild(where, "--artefact", str(other))
+        assert done["written_because"] == {"wrong": len(before)}
+        expected = rows.all()
+        assert [fence_of(row) for row in expected.values()] == [fence_of(before[key]) for key in expected]
+        assert rows.progress() == progress
+        refused = run(where, "doctor", "--json")
+        assert '"rows","verdict":"fail"' in refused.stdout
+        rows.flush()
+        rebuild(where, "--artefact", str(other))
+        assert rows.all() == expected
+        with WorkerProcess(replace(where, artefact=other)):
+            slate = await worker_client.ask(
+                candidate_list(user_id="u-5", item_ids=item_ids()[:3], after=None, deadline_ms=20_000)
+            )
+            assert (slate.outcome, slate.reasons, slate.state.events > 0) == ("ranked", [], True)
+    rebuild(where)
+    assert rows.all() == before
+
+
+async def test_a_part_of_the_rows_is_not_rebuilt_for_another_model(where: Site, rows: Rows, tmp_path: Path) -> None:
+    other = write_tiny_artefact(tmp_path / "other", seed=1)
+    async with client(where) as worker_client:
+        before, _ = await live(where, rows, worker_client)
+    done = run(where, "rebuild", "--artefact", str(other), "--user", "u-1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be rebuilt alone" in done.stderr
+    assert rows.all() == before
+    rebuild(where, "--user", "u-1")
 
 
 async def test_one_user_is_rebuilt_alone(where: Site, rows: Rows) -> None:
