@@ -37,7 +37,7 @@ from stream_app.store import RedisStore, RowCodec
 from stream_app.store_watch import Hooks, StoreWatch
 from stream_app.supervision import Condition, EventLoopLag, Partition, ProgressWatch, Standing, probes, separated
 from stream_app.telemetry import Telemetry
-from stream_app.topic_admin import admin_client, partition_counts, topic_problems
+from stream_app.topic_admin import admin_client, partition_counts, topic_problems, topic_specs
 from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Worker:
         start = Start(end=self._end, timeout_s=settings.join_timeout_s)
         partitions = await start.keep_trying("broker", partial(_interaction_partitions, settings))
         redis = connect(settings.redis)
-        publisher = KafkaPublisher(settings.kafka)
+        publisher = KafkaPublisher(settings.kafka, patient=True, topics=list(topic_specs(settings.topic_prefix)))
         try:
             await start.keep_trying("broker", publisher.start)
             codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
-from typing import Any
+import math
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownError
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, UnknownError
 from aiokafka.partitioner import DefaultPartitioner
 
 from stream_app.errors import PublishError, TransientError
@@ -16,19 +18,30 @@ from stream_app.settings import KafkaSettings
 logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 5.0
+ENQUEUE_AGAIN_S = 0.5
 
 # aiokafka's own 16 kB holds some twenty slates: a micro-batch would wait for several round trips.
 MAX_BATCH_BYTES = 262_144
 BULK_RECORDS = 128
 _partition_of_key = DefaultPartitioner()
 
+T = TypeVar("T")
+
 
 class KafkaPublisher:
     """An aiokafka producer with acks=all; idempotent where the broker can be."""
 
-    def __init__(self, settings: KafkaSettings) -> None:
-        """Remember the settings; `start` connects."""
+    def __init__(self, settings: KafkaSettings, *, patient: bool = False, topics: Collection[str] = ()) -> None:
+        """Remember the settings; `start` connects.
+
+        Args:
+            patient: what may pass (a broker away, a leader not elected, too few replicas) is tried again until it has
+                passed, the same records in the same order; otherwise for `request_timeout_ms`.
+            topics: those whose leaders `reaches_broker` asks for.
+        """
         self._settings = settings
+        self._patient = patient
+        self._topics = topics
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -54,6 +67,10 @@ class KafkaPublisher:
             max_request_size=self._settings.max_request_bytes,
             max_batch_size=min(MAX_BATCH_BYTES, self._settings.max_request_bytes),
         )
+        if self._patient:
+            # aiokafka drops batches by age: those of a partition without a leader always, others unless idempotent.
+            # A dropped one leaves a hole in the sequence numbers, which the broker then refuses for ever.
+            producer._message_accumulator._batch_ttl = math.inf
         try:
             await producer.start()
         except KafkaConnectionError as error:
@@ -65,14 +82,29 @@ class KafkaPublisher:
         return producer
 
     async def reaches_broker(self) -> bool:
-        """Tell whether the broker answers a question for metadata."""
-        if self._producer is None:
+        """Tell whether the broker takes what is sent, and every leader of our topics can be reached."""
+        if self._producer is None or self._is_refused(self._producer):
             return False
+        client = self._producer.client
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return bool(await self._producer.client.force_metadata_update())
+                if not await client.force_metadata_update():
+                    return False
+                cluster = await client.fetch_all_metadata()
+                leaders = {
+                    cluster.leader_for_partition(TopicPartition(topic, partition))
+                    for topic in self._topics
+                    for partition in cluster.partitions_for_topic(topic) or ()
+                }
+                return all([leader not in (None, -1) and await client.ready(leader) for leader in leaders])
         except (KafkaError, TimeoutError):
             return False
+
+    def _is_refused(self, producer: AIOKafkaProducer) -> bool:
+        """Tell whether something was sent, not taken, and is to be sent once more."""
+        accumulator = producer._message_accumulator
+        queued = any(batch.retry_count > 0 for batches in accumulator._batches.values() for batch in batches)
+        return queued or any(batch.retry_count > 1 for batch in accumulator._pending_batches)
 
     async def send(self, records: Sequence[OutputRecord]) -> Awaitable[None]:
         """Enqueue the records in order; await the result to know that all are acknowledged.
@@ -84,9 +116,9 @@ class KafkaPublisher:
             raise PublishError("the producer is not started; nothing was sent; call start first")
         try:
             if len(records) >= BULK_RECORDS:
-                futures = await _enqueue_bulk(self._producer, records)
+                futures = await self._enqueue_bulk(self._producer, records)
             else:
-                futures = [await _enqueue(self._producer, record) for record in records]
+                futures = [await self._enqueue(self._producer, record) for record in records]
         except KafkaError as error:
             raise _not_acknowledged(error) from error
         return _acknowledged(futures)
@@ -97,40 +129,55 @@ class KafkaPublisher:
             await self._producer.stop()
             self._producer = None
 
+    async def _enqueue(self, producer: AIOKafkaProducer, record: OutputRecord) -> "asyncio.Future[object]":
+        headers = list(record.headers)
+        if record.key is not None or record.value is not None:
+            return await self._persist(lambda: producer.send(record.topic, record.value, record.key, headers=headers))
+        # Kafka carries records without key and value, and somebody may send us one; aiokafka's `send` asserts.
+        batch = producer.create_batch()
+        batch.append(key=None, value=None, timestamp=None, headers=headers)
+        return await self._persist(lambda: producer.send_batch(batch, record.topic, partition=0))
 
-async def _enqueue(producer: AIOKafkaProducer, record: OutputRecord) -> "asyncio.Future[object]":
-    future: asyncio.Future[object]
-    headers = list(record.headers)
-    if record.key is not None or record.value is not None:
-        future = await producer.send(record.topic, record.value, record.key, headers=headers)
-        return future
-    # Kafka carries records without key and value, and somebody may send us one; aiokafka's `send` asserts.
-    batch = producer.create_batch()
-    batch.append(key=None, value=None, timestamp=None, headers=headers)
-    future = await producer.send_batch(batch, record.topic, partition=0)
-    return future
+    async def _enqueue_bulk(
+        self, producer: AIOKafkaProducer, records: Sequence[OutputRecord]
+    ) -> "list[asyncio.Future[object]]":
+        """Enqueue many records, a batch a partition: one by one most of the cost is aiokafka's (bench_overload.py)."""
+        futures: list[asyncio.Future[object]] = []
+        builders: dict[tuple[str, int], Any] = {}
 
+        async def send(place: tuple[str, int]) -> None:
+            builder, (topic, partition) = builders[place], place
+            futures.append(await self._persist(lambda: producer.send_batch(builder, topic, partition=partition)))
 
-async def _enqueue_bulk(producer: AIOKafkaProducer, records: Sequence[OutputRecord]) -> "list[asyncio.Future[object]]":
-    """Enqueue many records, a batch a partition: one by one most of the cost is aiokafka's (bench_overload.py)."""
-    futures: list[asyncio.Future[object]] = []
-    builders: dict[tuple[str, int], Any] = {}
-    partitions_of = {topic: sorted(await producer.partitions_for(topic)) for topic in {one.topic for one in records}}
-    for record in records:
-        if record.key is None:
-            futures.append(await _enqueue(producer, record))
-            continue
-        partitions = partitions_of[record.topic]
-        place = record.topic, int(_partition_of_key(record.key, partitions, partitions))
-        if place not in builders:
-            builders[place] = producer.create_batch()
-        if not _append(builders[place], record):
-            futures.append(await producer.send_batch(builders[place], place[0], partition=place[1]))
-            builders[place] = producer.create_batch()
-            _append(builders[place], record)
-    for (topic, partition), builder in builders.items():
-        futures.append(await producer.send_batch(builder, topic, partition=partition))
-    return futures
+        partitions_of: dict[str, list[int]] = {}
+        for topic in {one.topic for one in records}:
+            partitions_of[topic] = sorted(await self._persist(partial(producer.partitions_for, topic)))
+        for record in records:
+            if record.key is None:
+                futures.append(await self._enqueue(producer, record))
+                continue
+            partitions = partitions_of[record.topic]
+            place = record.topic, int(_partition_of_key(record.key, partitions, partitions))
+            if place not in builders:
+                builders[place] = producer.create_batch()
+            if not _append(builders[place], record):
+                await send(place)
+                builders[place] = producer.create_batch()
+                _append(builders[place], record)
+        for place in builders:
+            await send(place)
+        return futures
+
+    async def _persist(self, enqueue: Callable[[], Awaitable[T]]) -> T:
+        """Enqueue; where a broker that is away left no room, and we are patient, again until there is some."""
+        while True:
+            try:
+                return await enqueue()
+            except KafkaError as error:
+                if not self._patient or not (error.retriable or isinstance(error, KafkaTimeoutError)):
+                    raise
+                logger.warning("event=publish_waits %r; the broker takes nothing, what is sent waits", error)
+            await asyncio.sleep(ENQUEUE_AGAIN_S)
 
 
 def _append(builder: Any, record: OutputRecord) -> bool:
