@@ -406,7 +406,8 @@ def unavailable(stage: str) -> Iterator[None]:
     """Turn what the client raises into StoreUnavailableError."""
     try:
         yield
-    except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
+    except (RedisError, RedisClusterException, OSError, TimeoutError, AttributeError) as error:
+        # AttributeError: redis-py's cluster client closes, after a failure, connections that others are just opening.
         raise StoreUnavailableError(
             f"Redis {stage}: {type(error).__name__}: {str(error)[:200]}; nothing was acked; "
             "check the server (`rerank doctor`)"
