@@ -76,34 +76,84 @@ def is_cluster(client: Any) -> bool:
     return isinstance(client, RedisCluster)
 
 
-async def check_connection(client: Any, settings: RedisSettings) -> None:
-    """Ask once at start, so that what only a person can mend is said in one sentence without a secret.
+async def check_connection(client: Any, settings: RedisSettings, *, prefix: str | None = None) -> None:
+    """Try at start all that a worker does: what only a person can mend is said in one sentence without a secret.
+
+    Nothing is written: each question concerns one key below `prefix` (None: that of the settings) that nobody uses, and
+    those that would write are asked wrongly, which a server notices after it has looked at the permission.
 
     Raises:
         SettingsError: wrong password, missing permission, or a certificate that cannot be trusted. A server that
             is merely away is no such case: nothing is raised.
     """
-    place = place_of(settings)
+    prefix = prefix or settings.key_prefix
     try:
         await client.ping()
-        await client.mget([f"{settings.key_prefix}:{{log}}:"])
-        if settings.scripts == "lua":
-            await client.eval("return redis.call('GET', KEYS[1])", 1, f"{settings.key_prefix}:{{log}}:")
+        for words in _questions(f"{prefix}:{{log}}:", settings, cluster=is_cluster(client)):
+            await _ask(client, words)
+        if settings.scripts == "watch" and not is_cluster(client):
+            await _ask_in_a_transaction(client, f"{prefix}:{{log}}:")
     except (RedisError, RedisClusterException, OSError) as error:
         for cause in _causes(error):
-            problem = _problem(cause, settings)
+            problem = _problem(cause, settings, prefix)
             if problem is not None:
-                raise SettingsError(f"Redis {place}: {problem}") from None
+                raise SettingsError(f"Redis {place_of(settings)}: {problem}") from None
 
 
-def _problem(error: BaseException, settings: RedisSettings) -> str | None:
+def _questions(key: str, settings: RedisSettings, *, cluster: bool) -> list[tuple[str | int, ...]]:
+    """Return one harmless use of every command that a worker sends (docs/operators.md, Redis)."""
+    common: list[tuple[str | int, ...]] = [
+        *(("MGET", key), ("GET", key), ("HGET", key, "epoch"), ("HMGET", key, "epoch"), ("GETRANGE", key, 0, 31)),
+        *(("SET", key, "", "XX"), ("DEL", key), ("RENAME", key, key)),
+        *(("HSET", key, "a", "b", "c"), ("HINCRBY", key, "rebuilds", "x")),
+    ]
+    if cluster:
+        common += [("HEXISTS", key, "bucket"), ("INFO", "replication"), ("CLUSTER", "SLOTS"), ("ASKING",)]
+    if settings.scripts == "watch":
+        return [*common, ("HGETALL", key)]
+    return [*common, ("EVAL", "return redis.call('GET', KEYS[1])", 1, key), ("EVALSHA", "0" * 40, 1, key)]
+
+
+async def _ask(client: Any, words: tuple[str | int, ...]) -> None:
+    """Send one question; an answer about its words, not about us, is a good one."""
+    place = {"target_nodes": client.PRIMARIES} if is_cluster(client) and words[0] in _OF_A_NODE else {}
+    try:
+        await client.execute_command(*words, **place)
+    except NoPermissionError:
+        raise
+    except ResponseError as error:
+        if "unknown command" in str(error) or str(error).startswith(("NOPERM", "NOAUTH", "WRONGPASS")):
+            raise
+
+
+_OF_A_NODE = ("INFO", "ASKING", "CLUSTER")
+
+
+async def _ask_in_a_transaction(client: Any, key: str) -> None:
+    async with client.pipeline(transaction=True) as pipe:
+        await pipe.watch(key)
+        await pipe.unwatch()
+        await pipe.watch(key)
+        pipe.multi()
+        pipe.get(key)
+        try:
+            await pipe.execute()
+        except ResponseError as error:
+            text = str(error)
+            if "no permissions" in text:  # a refused EXEC comes as an aborted transaction
+                raise NoPermissionError(text.rpartition(": ")[2]) from None
+            if "without MULTI" in text:
+                raise NoPermissionError("this user has no permissions to run the 'multi' command") from None
+
+
+def _problem(error: BaseException, settings: RedisSettings, prefix: str) -> str | None:
     text = str(error)
     if isinstance(error, AuthenticationError) or text.startswith(("WRONGPASS", "NOAUTH", "invalid username-password")):
         return f"refuses our user or password; the process does not start; correct them in {_VARIABLE}"
     if isinstance(error, NoPermissionError) or text.startswith("NOPERM"):
         return (
             f"our user may not do what a worker does ({_permission(text)}); the process does not start; "
-            f"allow it (docs/operators.md, Redis) keys ~{settings.key_prefix}:*"
+            f"allow it (docs/operators.md, Redis), keys ~{prefix}:*"
             + (", or set RERANK_REDIS__SCRIPTS=watch" if settings.scripts == "lua" and "eval" in text else "")
         )
     if "CERTIFICATE" in text.upper() or "SSL" in text.upper():
@@ -136,7 +186,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 def place_of(settings: RedisSettings) -> str:
     """Return where the URL points, without user and password."""
     url = settings.url.get_secret_value()
-    return url.partition("://")[2].rpartition("@")[2] or "?"
+    return url.partition("://")[2].rpartition("@")[2].partition("?")[0] or "?"
 
 
 def _options(settings: RedisSettings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import ssl
 import subprocess
 import threading
@@ -16,9 +17,10 @@ from deploy.local.ports import LOOPBACK, free_ports
 from deploy.local.redis import RedisServer
 
 USER, PASSWORD = "rerank", "canary-7f3a"
-# docs/operators.md, Redis: what a worker may do.
-COMMANDS = ["ping", "info", "get", "mget", "set", "del", "getrange", "rename", "hget", "hgetall", "hmget", "hset"]
-COMMANDS += ["hincrby", "hexists", "eval", "evalsha", "cluster"]
+OPERATORS = Path(__file__).resolve().parents[1] / "docs" / "operators.md"
+# The line with which an operator creates the user of a worker, and the commands in it.
+(ACL_LINE,) = re.findall(r"^    (ACL SETUSER .*)$", OPERATORS.read_text(), re.MULTILINE)
+COMMANDS = re.findall(r" \+(\S+)", ACL_LINE)
 
 
 def permit(address: str, *, commands: Sequence[str] = COMMANDS, keys: str = "*") -> None:

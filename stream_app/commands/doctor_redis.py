@@ -1,60 +1,78 @@
-"""The doctor's questions to Redis; each answer within `_TIMEOUT_S`, also from a server that hangs."""
+"""The doctor's questions to Redis: one server, the primary that sentinels name, or every primary of a cluster.
 
-import hashlib
+It connects as the worker does; each answer within `_TIMEOUT_MS`, also from a server that hangs.
+"""
+
 import statistics
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
+from typing import Any
 
-from redis.asyncio import Redis
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 
 from stream_app.commands.findings import Finding, fail, ok, skip, warn
+from stream_app.connection import check_connection, connect, is_cluster, place_of
+from stream_app.errors import SettingsError
 from stream_app.settings import RedisSettings
 
-_TIMEOUT_S = 2.0
+_TIMEOUT_MS = 2_000
 _PINGS = 5
 _SLOW_PING_MS = 10.0
 _FULL = 0.9
-_SCRIPT = "return 1"
 
 # CVE-2025-49844: a script run by an authenticated user could execute code. First patched release of a line.
 _PATCHED_REDIS = {(6, 2): 20, (7, 2): 11, (7, 4): 6, (8, 0): 4, (8, 2): 2}
 _PATCHED_VALKEY = {(7, 2): 11, (8, 0): 6, (8, 1): 4}
 
+Details = Mapping[str, object]
 
-async def examine_redis(settings: RedisSettings) -> list[Finding]:
-    """Ask one Redis everything that the worker relies on. The address is shown without user and password."""
-    place = _place(settings.url.get_secret_value())
+
+async def examine_redis(settings: RedisSettings, *, prefix: str | None = None) -> list[Finding]:
+    """Ask Redis everything that the worker relies on, with rows below `prefix` (None: that of the settings).
+
+    The address is shown without user and password.
+    """
+    place = place_of(settings)
     try:
-        client = Redis.from_url(
-            settings.url.get_secret_value(), socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S
+        client: Any = connect(
+            settings.model_copy(update={"timeout_ms": _TIMEOUT_MS, "connect_timeout_ms": _TIMEOUT_MS})
         )
-    except ValueError:
-        return [fail("redis", f"RERANK_REDIS__URL: not a Redis address ({place})", "use redis://host:port/0")]
+    except SettingsError as error:
+        return [_from_sentence("redis", error)]
     try:
         pings_ms = [await _ping_ms(client) for _ in range(_PINGS)]
-        details = await client.info("all")
-        return [_latency(place, pings_ms), *_from_info(details), await _scripts(client)]
+        return [_latency(place, pings_ms), *await _told(client), await _permissions(client, settings, prefix)]
     except AuthenticationError:
         return [fail("redis", f"{place}: refuses our password", "correct user and password in RERANK_REDIS__URL")]
     except ResponseError as error:
-        return [fail("redis", f"{place}: answers {_first_line(error)}", "allow this user PING and INFO")]
-    except (RedisError, OSError) as error:
-        return [_unreachable(place, error)]
+        return [fail("redis", f"{place}: answers {_first_line(error)}", "allow this user PING")]
+    except (RedisError, RedisClusterException, OSError) as error:
+        return [await _unreachable(client, settings, error, prefix)]
     finally:
         await client.aclose()
 
 
-def _unreachable(place: str, error: Exception) -> Finding:
+async def _unreachable(client: Any, settings: RedisSettings, error: Exception, prefix: str | None) -> Finding:
+    """Say why nobody answers; a certificate or a password inside that is named."""
+    try:
+        await check_connection(client, settings, prefix=prefix)
+    except SettingsError as told:
+        return _from_sentence("redis", told)
     return fail(
         "redis",
-        f"{place}: no answer within {_TIMEOUT_S:.0f} s ({type(error).__name__}), every slate is a fallback",
+        f"{place_of(settings)}: no answer within {_TIMEOUT_MS / 1_000:.0f} s ({type(error).__name__}), "
+        "every slate is a fallback",
         "start Redis there (rerank up starts one), or correct RERANK_REDIS__URL",
     )
 
 
-async def _ping_ms(client: Redis) -> float:
+def _from_sentence(check: str, error: SettingsError) -> Finding:
+    """Take a sentence apart: value, consequence, remedy."""
+    message, _, remedy = str(error).rpartition("; ")
+    return fail(check, message, remedy)
+
+
+async def _ping_ms(client: Any) -> float:
     start_s = time.perf_counter()
     await client.ping()
     return (time.perf_counter() - start_s) * 1_000
@@ -72,11 +90,38 @@ def _latency(place: str, pings_ms: list[float]) -> Finding:
     return ok("redis", message)
 
 
-def _from_info(details: Mapping[str, object]) -> list[Finding]:
-    return [_version(details), _role(details), _eviction(details), _memory(details)]
+async def _told(client: Any) -> list[Finding]:
+    """Return what every primary tells of itself; where all are well, one finding for all of them."""
+    try:
+        if not is_cluster(client):
+            return _from_info(await client.info("all"))
+        told = await client.execute_command("INFO", "all", target_nodes=client.PRIMARIES)
+    except ResponseError as error:
+        message = f"not told ({_first_line(error)}): version, role, eviction, memory and persistence are not checked"
+        return [warn("redis info", message, "allow this user INFO")]
+    if not all(isinstance(one, dict) for one in told.values()):  # one primary is told without its name
+        return _from_info(told)
+    by_check = zip(*(_from_info(one) for one in told.values()), strict=True)
+    return [finding for findings in by_check for finding in _merged(list(told), findings)]
 
 
-def _version(details: Mapping[str, object]) -> Finding:
+def _merged(nodes: list[str], findings: tuple[Finding, ...]) -> list[Finding]:
+    first = findings[0]
+    if all(finding.verdict == "ok" for finding in findings):
+        messages = ", ".join(dict.fromkeys(finding.message for finding in findings))
+        return [ok(first.check, f"{len(nodes)} primaries: {messages}")]
+    return [
+        Finding(check=one.check, verdict=one.verdict, message=f"{node}: {one.message}", remedy=one.remedy)
+        for node, one in zip(nodes, findings, strict=True)
+        if one.verdict != "ok"
+    ]
+
+
+def _from_info(details: Details) -> list[Finding]:
+    return [_version(details), _role(details), _eviction(details), _memory(details), _persistence(details)]
+
+
+def _version(details: Details) -> Finding:
     name, patched = ("valkey", _PATCHED_VALKEY) if "valkey_version" in details else ("redis", _PATCHED_REDIS)
     text = str(details.get(f"{name}_version", ""))
     numbers = [int(part) for part in text.split(".") if part.isdigit()]
@@ -94,13 +139,13 @@ def _version(details: Mapping[str, object]) -> Finding:
     )
 
 
-def _role(details: Mapping[str, object]) -> Finding:
+def _role(details: Details) -> Finding:
     if details.get("role") == "slave":
         return fail("redis role", "a replica: refuses writes", "point RERANK_REDIS__URL at the primary")
     return ok("redis role", "primary")
 
 
-def _eviction(details: Mapping[str, object]) -> Finding:
+def _eviction(details: Details) -> Finding:
     policy = str(details.get("maxmemory_policy", "unknown"))
     if policy.startswith("allkeys-"):
         return fail(
@@ -111,7 +156,7 @@ def _eviction(details: Mapping[str, object]) -> Finding:
     return ok("redis eviction", f"maxmemory-policy {policy}")
 
 
-def _memory(details: Mapping[str, object]) -> Finding:
+def _memory(details: Details) -> Finding:
     limit_bytes = int(str(details.get("maxmemory", 0)))
     used_bytes = int(str(details.get("used_memory", 0)))
     if limit_bytes == 0:
@@ -124,27 +169,36 @@ def _memory(details: Mapping[str, object]) -> Finding:
     return ok("redis memory", message)
 
 
-async def _scripts(client: Redis) -> Finding:
-    try:
-        await client.eval(_SCRIPT, 0)
-        await client.evalsha(hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest(), 0)
-    except ResponseError as error:
+def _persistence(details: Details) -> Finding:
+    check, appends = "redis persistence", str(details.get("aof_enabled")) == "1"
+    broken = [
+        name
+        for name in ("rdb_last_bgsave_status", "aof_last_bgrewrite_status", "aof_last_write_status")
+        if details.get(name, "ok") != "ok"
+    ]
+    if broken:
         return fail(
-            "redis scripts",
-            f"{_first_line(error)}; states are saved by a script, none would be saved",
-            "allow this user the commands EVAL and EVALSHA",
+            check,
+            f"{broken[0]} {details[broken[0]]}: it cannot write its disk, and may refuse writes for that",
+            "look at its log and at the free space of its disk",
         )
-    return ok("redis scripts", "EVAL and EVALSHA are allowed")
+    if appends:
+        return ok(check, "appendonly yes")
+    return warn(
+        check,
+        "appendonly no: a restart brings back an old snapshot or nothing, and what it lost is read again from "
+        "interactions, with slates degraded meanwhile",
+        "set appendonly yes, or accept the time that reading again takes",
+    )
 
 
-def _place(url: str) -> str:
-    """Return host, port and database of a Redis address, never its user and password."""
+async def _permissions(client: Any, settings: RedisSettings, prefix: str | None) -> Finding:
     try:
-        parts = urlsplit(url)
-        port = parts.port or 6379
-    except ValueError:
-        return "unreadable"
-    return f"{parts.hostname or '?'}:{port}{parts.path}"
+        await check_connection(client, settings, prefix=prefix)
+    except SettingsError as error:
+        return _from_sentence("redis permissions", error)
+    means = "EVAL and EVALSHA" if settings.scripts == "lua" else "WATCH and MULTI"
+    return ok("redis permissions", f"every command of a worker is allowed, {means} among them")
 
 
 def _first_line(error: Exception) -> str:

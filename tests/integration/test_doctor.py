@@ -21,6 +21,17 @@ from stream_app.commands.doctor_redis import examine_redis
 from stream_app.commands.findings import Finding
 from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.topic_admin import create_topics
+from tests.redis_kit import (
+    COMMANDS,
+    PASSWORD,
+    USER,
+    Certificates,
+    Cluster,
+    Sentinels,
+    TlsTerminator,
+    eventually,
+    permit,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -51,7 +62,71 @@ async def redis_verdicts(url: str) -> dict[str, str]:
 async def test_a_healthy_redis_passes_every_check(local_stack: LocalStack) -> None:
     found = await redis_verdicts(local_stack.redis_url)
     assert found.pop("redis version") in {"ok", "warn"}  # the wheel's Redis is an old one
-    assert found == dict.fromkeys(("redis", "redis role", "redis eviction", "redis memory", "redis scripts"), "ok")
+    assert found.pop("redis persistence") == "warn"  # what it holds is in the log
+    assert found == dict.fromkeys(("redis", "redis role", "redis eviction", "redis memory", "redis permissions"), "ok")
+
+
+@pytest.mark.parametrize("kind", [Sentinels, Cluster])
+async def test_a_redis_of_several_servers_passes_every_check(
+    tmp_path: Path, kind: type[Sentinels] | type[Cluster]
+) -> None:
+    servers = kind(tmp_path)
+    try:
+        found = await examine_redis(RedisSettings(url=SecretStr(servers.url)))
+    finally:
+        servers.stop()
+    primaries = 3 if kind is Cluster else 1
+    warned = [finding for finding in found if finding.verdict != "ok"]
+    assert {finding.check for finding in warned} <= {"redis version", "redis persistence"}
+    assert len(warned) in (primaries, 2 * primaries)
+    assert [finding.message.startswith("3 primaries: ") for finding in found if finding.check == "redis role"] == [
+        kind is Cluster
+    ]
+
+
+async def test_a_cluster_node_that_evicts_is_named(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    try:
+        cluster.nodes[1].call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        found = await examine_redis(RedisSettings(url=SecretStr(cluster.url)))
+    finally:
+        cluster.stop()
+    (finding,) = [finding for finding in found if finding.check == "redis eviction"]
+    assert finding.verdict == "fail"
+    assert finding.message.startswith(f"{cluster.nodes[1].address}: maxmemory-policy allkeys-lru")
+
+
+async def test_a_redis_with_tls_and_an_acl_user_passes_and_a_stranger_s_certificate_is_named(
+    tmp_path: Path, own_redis: RedisServer
+) -> None:
+    certificates = Certificates(tmp_path)
+    permit(own_redis.address)
+    with TlsTerminator(own_redis, *certificates.sign("redis", valid=True)) as terminator:
+        url = SecretStr(f"rediss://{USER}:{PASSWORD}@127.0.0.1:{terminator.port}/0")
+        found = verdicts(await examine_redis(RedisSettings(url=url, ca_file=certificates.ca)))
+        (refused,) = await examine_redis(RedisSettings(url=url))
+    assert (found["redis"], found["redis permissions"], found["redis role"]) == ("ok", "ok", "ok")
+    assert (refused.verdict, "RERANK_REDIS__CA_FILE" in refused.remedy) == ("fail", True)
+    assert PASSWORD not in repr(refused)
+
+
+async def test_a_redis_that_cannot_write_its_disk_fails(own_redis: RedisServer) -> None:
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.set("a", "b")
+        client.config_set("dir", str(own_redis.directory))
+        own_redis.directory.joinpath("taken").mkdir()
+        client.config_set("dbfilename", "taken")
+        with pytest.raises(redis.ResponseError):
+            client.save()
+        client.bgsave()
+        eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    assert (await redis_verdicts(own_redis.url))["redis persistence"] == "fail"
+
+
+async def test_a_user_who_may_not_ask_for_info_is_told_what_is_unchecked(own_redis: RedisServer) -> None:
+    permit(own_redis.address, commands=[name for name in COMMANDS if name != "info"])
+    found = await redis_verdicts(f"redis://{USER}:{PASSWORD}@{own_redis.address}/0")
+    assert found == {"redis": "ok", "redis info": "warn", "redis permissions": "ok"}
 
 
 async def test_a_redis_that_evicts_user_states_fails(own_redis: RedisServer) -> None:
@@ -70,7 +145,7 @@ async def test_a_full_redis_fails(own_redis: RedisServer) -> None:
 async def test_a_user_who_may_not_run_scripts_fails(own_redis: RedisServer) -> None:
     with redis.Redis.from_url(own_redis.url) as client:
         client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-@scripting")
-    assert (await redis_verdicts(f"redis://plain:pw@{own_redis.address}/0"))["redis scripts"] == "fail"
+    assert (await redis_verdicts(f"redis://plain:pw@{own_redis.address}/0"))["redis permissions"] == "fail"
 
 
 async def test_a_refused_password_fails_and_is_not_shown(own_redis: RedisServer) -> None:
