@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 INTERNAL_ERROR = "internal_error"
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
-MODEL_ATTEMPTS = 5
+ATTEMPTS = 5
 OUTSTANDING_PUBLISHES = 8
 STAGES = ("queue", "state", "score", "total")
 
@@ -210,7 +210,7 @@ class InteractionsAgent(Agent):
             self._context.applied.advance(step.partition, step.offset)
 
     async def _apply_with_retries(self, records: Sequence[Record]) -> Applied | None:
-        context, pause_s, attempts = self._context, RETRY_FIRST_S, 0
+        context, pause_s, attempts, failures = self._context, RETRY_FIRST_S, 0, 0
         progress = context.applied.progress(records)
         while not self._stop.is_set():
             try:
@@ -229,7 +229,8 @@ class InteractionsAgent(Agent):
                 raise
             except TransientError as error:
                 attempts += 1
-                if not isinstance(error, StoreUnavailableError) and attempts >= MODEL_ATTEMPTS:
+                failures += not isinstance(error, StoreUnavailableError)  # for Redis they wait
+                if failures >= ATTEMPTS:
                     raise
                 self.retrying = True
                 context.telemetry.retries.labels("interactions").inc()

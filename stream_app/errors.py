@@ -8,6 +8,7 @@ RerankError
     x EpochError          the log's partition count changed: only a restarted worker may go on
       x ForeignRowsError  the rows are another model's: only a rebuild, or the other artefact, may go on
     x LogRecreatedError   the log is not the one that Redis was made from: only an operator may go on
+    x ContestedRowsError  others write the same users: an operator gives each group its own rows
     x PublishError
     x ModelError          the model raised: lists fall back, interactions wait
   x PoisonError       dead-letter the record and go on
@@ -87,6 +88,10 @@ class LogRecreatedError(TransientError):
             "would be taken for old ones, so none is applied; stop all workers, run `rerank reset-epoch`, start them"
         )
         self.partition = partition
+
+
+class ContestedRowsError(TransientError):
+    """Others moved the same rows on, again and again; what was folded from them was refused each time."""
 
 
 class PublishError(TransientError):

@@ -25,7 +25,7 @@ from schemas.codec import (
 from schemas.dead_letter import DeadLetter
 from schemas.limits import Limits
 from schemas.records import CandidateList, Slate, SlateTiming
-from stream_app.errors import ModelError, StoreUnavailableError
+from stream_app.errors import ContestedRowsError, ModelError, StoreUnavailableError
 from stream_app.explain import explain
 from stream_app.features import gather
 from stream_app.pace import Pace
@@ -149,6 +149,7 @@ async def apply_interactions(
     Raises:
         StoreUnavailableError: nothing may be acked; the same call again is harmless.
         StoreBehindError: the store lost interactions before these; they must be read again first.
+        ContestedRowsError: others write the same users; nothing may be acked.
         ModelError: the model cannot advance; nothing may be acked.
     """
     interactions, dead_letters = decode_interactions(records, epoch=epoch, limits=limits)
@@ -177,7 +178,7 @@ async def apply_interactions(
             return Applied(counts=counts, dead_letters=dead_letters)
         interactions = [interaction for interaction in interactions if interaction.user_id in refused]
         counts.subtract(fold(interactions)[1])
-    raise StoreUnavailableError(
+    raise ContestedRowsError(
         f"{len(interactions)} interactions refused {REFOLDS} times: other workers write the same users; nothing was "
         "acked; check that no two groups share a Redis key prefix"
     )

@@ -1,15 +1,16 @@
 """The agents in this process, with fakes for broker, store and model."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
 from schemas.records import After
-from stream_app.agents import MODEL_ATTEMPTS, InteractionsAgent, ListsAgent
-from stream_app.errors import ModelError, PublishError, StoreUnavailableError
-from stream_app.state import Fence, FloatArray
+from stream_app.agents import ATTEMPTS, InteractionsAgent, ListsAgent
+from stream_app.errors import ContestedRowsError, ModelError, PublishError, StoreUnavailableError
+from stream_app.ports import UserStore
+from stream_app.state import Fence, FloatArray, Progress, RowUpdate, UserRow
 from tests.agent_bench import Bench
 from tests.bad_records import bad_records
 from tests.builders import candidate_list, interaction
@@ -48,6 +49,21 @@ class BuggyModel(HalvingModel):
         if batch.items.shape[1] == 1:
             raise ZeroDivisionError("a bug")
         return super().score(batch)
+
+
+class ContestedStore:
+    """Refuses what is folded: somebody else was faster, every time."""
+
+    def __init__(self, store: UserStore) -> None:
+        self.saves = 0
+        self._store = store
+
+    async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
+        return await self._store.load(user_ids)
+
+    async def save(self, updates: Sequence[RowUpdate], progress: Sequence[Progress] = ()) -> list[bool]:
+        self.saves += 1
+        return [False for _ in updates]
 
 
 async def test_interactions_are_saved_before_their_batch_is_settled() -> None:
@@ -171,7 +187,7 @@ async def test_a_hole_in_one_partition_costs_the_others_of_its_micro_batch_nothi
 
 
 async def test_after_a_failure_nothing_more_is_applied_before_what_failed() -> None:
-    bench = Bench(serving=serving(HalvingModel(failures=MODEL_ATTEMPTS)))
+    bench = Bench(serving=serving(HalvingModel(failures=ATTEMPTS)))
     failed, next_one = bench.stream.put(click(0)), bench.stream.put(click(1))
     await bench.run(InteractionsAgent(bench.context(), max_records=1))
     assert len(bench.failures) == 1
@@ -225,6 +241,34 @@ async def test_a_model_that_cannot_advance_stops_the_worker_with_nothing_settled
     await bench.interactions()
     assert [type(failure) for failure in bench.failures] == [ModelError]
     assert not batch.done
+
+
+async def test_rows_that_others_move_on_each_time_stop_the_worker_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("stream_app.agents.RETRY_FIRST_S", 0.0)
+    store = ContestedStore(memory_store())
+    bench = Bench(store=store)
+    batch = bench.stream.put(click(0), click(1, user_id="u-2"))
+    await bench.interactions()
+    [failure] = bench.failures
+    assert type(failure) is ContestedRowsError
+    assert str(failure) == (
+        "2 interactions refused 5 times: other workers write the same users; nothing was acked; check that no two "
+        "groups share a Redis key prefix"
+    )
+    assert store.saves == 5 * ATTEMPTS
+    assert not batch.done
+
+
+async def test_an_outage_of_redis_is_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stream_app.agents.RETRY_FIRST_S", 0.0)
+    store = FailingStore(memory_store(), failing_loads=2 * ATTEMPTS)
+    bench = Bench(store=store, serving=serving(HalvingModel(failures=ATTEMPTS - 1)))
+    batch = bench.stream.put(click(0))
+    await bench.interactions()
+    assert bench.failures == []
+    assert batch.done
 
 
 async def test_a_list_is_ranked_by_the_state_of_its_user() -> None:
