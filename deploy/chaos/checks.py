@@ -35,7 +35,8 @@ def input_counts(seen: Seen) -> dict[str, int]:
     """Return how many records the inputs hold and what became of them: the ledger's rows."""
     interactions, lists = seen.inputs["interactions"].values(), seen.inputs["candidates"].values()
     letters = {(letter.topic, letter.place) for letter in seen.dead_letters.values()}
-    outcomes = Counter(slates[0].outcome for slates in by_request(seen).values())
+    twice = {request_id for place, request_id in shed_unread(seen).items() if ("candidates", place) in letters}
+    outcomes = Counter(slates[0].outcome for request_id, slates in by_request(seen).items() if request_id not in twice)
     requests = {request_id for record in lists if record.mark == GOOD for request_id in [_request_id(record)]}
     return {
         "interactions in the log": len(interactions),
@@ -47,7 +48,7 @@ def input_counts(seen: Seen) -> dict[str, int]:
         "requests fallen back": outcomes["fallback"],
         "requests shed": outcomes["shed"],
         "requests dead-lettered": sum(topic == "candidates" for topic, _ in letters),
-        "slates sent again": len(seen.slates) - sum(outcomes.values()),
+        "slates sent again": len(seen.slates) - len(by_request(seen)),
         "dead letters sent again": len(seen.dead_letters) - len(letters),
     }
 
@@ -70,11 +71,30 @@ def by_request(seen: Seen) -> dict[str, list[Slate]]:
     return slates
 
 
+def shed_unread(seen: Seen) -> dict[Place, str]:
+    """Return the bad lists that were shed, with request ids: late in a backlog only a list's head is looked at."""
+    answers = by_request(seen)
+    found = {}
+    for place, record in seen.inputs["candidates"].items():
+        request_id = _request_id_of_bad(record) if record.mark == BAD else ""
+        if request_id in answers and all(slate.outcome == "shed" for slate in answers[request_id]):
+            found[place] = request_id
+    return found
+
+
+def _request_id_of_bad(record: Logged) -> str:
+    try:
+        return str(orjson.loads(record.value or b"")["request_id"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return ""
+
+
 def check_dead_letters(seen: Seen) -> Check:
-    """Every bad record is a dead letter with its own bytes, and nothing else is."""
+    """Every bad record is a dead letter with its own bytes, or a list shed unread, and nothing else is."""
     letters = {(letter.topic, letter.place): letter for letter in seen.dead_letters.values()}
     bad = {(name, place): r for name, log in seen.inputs.items() for place, r in log.items() if r.mark == BAD}
-    problems = [f"{name} {place}: bad, and no dead letter" for name, place in bad.keys() - letters.keys()]
+    unread = {("candidates", place) for place in shed_unread(seen)}
+    problems = [f"{name} {place}: bad, and no dead letter" for name, place in bad.keys() - letters.keys() - unread]
     problems += [f"{at[0]} {at[1]}: good, and a dead letter {letters[at].code}" for at in letters.keys() - bad.keys()]
     problems += [
         f"{at[0]} {at[1]}: its dead letter holds other bytes"
@@ -91,7 +111,8 @@ def check_outcomes(seen: Seen) -> Check:
         _request_id(r): orjson.loads(r.value or b"") for r in seen.inputs["candidates"].values() if r.mark == GOOD
     }
     problems = [f"{request_id}: no outcome" for request_id in requests.keys() - slates.keys()]
-    problems += [f"{request_id}: an answer to no request" for request_id in slates.keys() - requests.keys()]
+    unread = set(shed_unread(seen).values())
+    problems += [f"{request_id}: an answer to no request" for request_id in slates.keys() - requests.keys() - unread]
     for request_id in slates.keys() & requests.keys():
         problems += [
             f"{request_id}: {problem}"

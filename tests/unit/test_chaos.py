@@ -136,6 +136,16 @@ def test_a_bad_record_without_dead_letter_and_a_good_one_with_are_told() -> None
 
 
 def asked(seen: Seen, *answers: Slate) -> Seen:
+@pytest.mark.parametrize(("outcome", "holds"), [("shed", True), ("ranked", False), ("fallback", False)])
+def test_a_bad_list_may_be_shed_unread_and_nothing_else(outcome: str, *, holds: bool) -> None:
+    seen = Seen()
+    value = orjson.dumps({"request_id": "r-1", "user_id": "u-1", "event_time_ms": NOW_MS, "item_ids": "no list"})
+    seen.inputs["candidates"][0, 0] = Logged(key=b"u-1", value=value, mark=BAD)
+    seen.slates[0, 0] = slate(outcome=outcome, item_ids=[], scores=[], retrieval_positions=[], propensities=[])
+    assert (checks.check_dead_letters(seen).holds, checks.check_outcomes(seen).holds) == (holds, holds)
+    assert checks.check_conservation(checks.input_counts(seen)).holds
+
+
     """Add one list for i-1 and i-2 to a log, and slates to the topic."""
     value = orjson.dumps({"request_id": "r-1", "user_id": "u-1", "event_time_ms": NOW_MS, "item_ids": ["i-1", "i-2"]})
     seen.inputs["candidates"][0, 0] = Logged(key=b"u-1", value=value, mark=GOOD)
