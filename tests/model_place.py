@@ -1,33 +1,16 @@
 """A link to one of two artefacts of one state space, as a deployment keeps it, and what each of them must answer."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from deploy.chaos.artefact import Models
 from models import manifest as manifests
-from tests.tiny_artefact import DIM, write_tiny_artefact
+from tests.tiny_artefact import DIM
 
 
-class ModelPlace:
-    """`current` leads to `first`; both move users alike and score them differently."""
-
-    def __init__(self, directory: Path) -> None:
-        """Write both and point at the first."""
-        self.first = write_tiny_artefact(directory / "first", score_seed=1)
-        self.second = write_tiny_artefact(directory / "second", score_seed=2)
-        self.current = directory / "current"
-        self.point_at(self.first)
-
-    def point_at(self, directory: Path) -> None:
-        """Replace the link in one step, as `ln -s` and `mv -T` do."""
-        fresh = self.current.with_name("fresh")
-        fresh.symlink_to(directory)
-        fresh.replace(self.current)
-
-    def version(self, directory: Path) -> str:
-        """Return the version of an artefact."""
-        return manifests.read(directory).version
+class ModelPlace(Models):
+    """`current` leads to `first`; `second` moves users alike and scores them differently."""
 
     def scores(self, version: str, state: bytes, item_ids: Sequence[str]) -> list[float]:
         """Return the learned-ema scores that an artefact gives items `i-1`, `i-2`, ... for a user's state vector."""

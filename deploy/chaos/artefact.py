@@ -3,7 +3,8 @@
 The numbers of the tiny one are small multiples of 1/8: same format, same checks as a trained one.
 """
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from deploy.chaos.errors import ChaosError
+from models import manifest as manifests
 from models.export import Labels, write_artefact
 from models.manifest import Training
 from models.networks import NETWORKS, VALUE_BUCKETS
@@ -61,6 +63,47 @@ def write_tiny_artefact(
     )
     write_artefact(network, item_ids(items), vectors, labels, directory)
     return directory
+
+
+class Models:
+    """Two artefacts of one state space, a corrupt one, and the link `current` that workers serve from: to the first.
+
+    Of a given artefact the second is a copy under another version; of none, a tiny one that scores differently.
+    """
+
+    def __init__(self, directory: Path, given: Path | None = None) -> None:
+        """Write them into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.second, self.corrupt = directory / "second", directory / "corrupt"
+        if given is None:
+            self.first = write_tiny_artefact(directory / "first", score_seed=1)
+            write_tiny_artefact(self.second, score_seed=2)
+        else:
+            self.first = given.resolve()
+            shutil.copytree(self.first, self.second)
+            manifest = manifests.read(self.first)
+            again = replace(manifest, version=f"{manifest.version}-again")
+            manifests.write(again, self.second / manifests.MANIFEST_FILE)
+        shutil.copytree(self.second, self.corrupt)
+        _flip_a_bit(self.corrupt / manifests.MODEL_FILE)
+        self.current = directory / "current"
+        self.point_at(self.first)
+
+    def point_at(self, artefact: Path) -> None:
+        """Let the link lead to an artefact, in one step."""
+        fresh = self.current.with_name("fresh")
+        fresh.symlink_to(artefact)
+        fresh.replace(self.current)
+
+    def version(self, artefact: Path) -> str:
+        """Return the version of an artefact."""
+        return manifests.read(artefact).version
+
+
+def _flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

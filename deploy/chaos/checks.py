@@ -1,7 +1,7 @@
 """What must hold when everything is healed and quiet. Pure: from what lies on the topics and in Redis to problems."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -162,6 +162,21 @@ def check_freshness(seen: Seen) -> Check:
         if after and slate.state.offset < after["offset"]:
             problems.append(f"{slate.request_id}: state at {at}, asked for after {after['offset']}")
     return Check(name="every ranked slate saw a true state of its user", cases=cases, problems=problems)
+
+
+def slates_of(seen: Seen, version: str) -> int:
+    """Return how many slates name a version of the model."""
+    return sum(slate.model.version == version for slate in seen.slates.values())
+
+
+def check_models(seen: Seen, versions: Collection[str]) -> Check:
+    """Every slate names a model that may serve, whatever the artefact path led to meanwhile."""
+    problems = [
+        f"{slate.request_id}: of the model {slate.model.name}:{slate.model.version}"
+        for slate in seen.slates.values()
+        if slate.model.version not in versions
+    ]
+    return Check(name="every slate is of a model that may serve", cases=len(seen.slates), problems=problems)
 
 
 def _trajectories(log: Mapping[Place, Logged]) -> dict[tuple[str, int, int], int]:

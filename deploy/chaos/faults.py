@@ -187,6 +187,24 @@ async def flood(world: World, strike: Strike) -> AsyncIterator[None]:
     world.flooding = False
 
 
+@asynccontextmanager
+async def swap_model(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Let the workers' artefact path lead to another model of the state space, and back."""
+    models = world.place.models
+    models.point_at(models.second)
+    yield
+    models.point_at(models.first)
+
+
+@asynccontextmanager
+async def offer_corrupt_model(world: World, strike: Strike) -> AsyncIterator[None]:
+    """Let the path lead to a model with a flipped bit: who serves goes on as before, who starts must wait."""
+    models = world.place.models
+    models.point_at(models.corrupt)
+    yield
+    models.point_at(models.first)
+
+
 def link_fault(links: Callable[[World, Strike], Proxy], trouble: Callable[[float], Trouble]) -> Fault:
     """Return a fault that makes trouble on a link; how much of it, the strike says."""
 
@@ -257,6 +275,8 @@ TABLE: dict[FaultKind, Fault] = {
     FaultKind(name="broker: kill -9", target="broker", steps=(1, 10), brokers=_APACHE): kill_broker,
     FaultKind(name="broker: kill -9 the leader", target="broker", steps=(4, 16), brokers=("cluster",)): kill_leader,
     FaultKind(name="load: poison flood", target="load", steps=(4, 16)): flood,
+    FaultKind(name="model: swapped", target="model", steps=(4, 16)): swap_model,
+    FaultKind(name="model: corrupt", target="model", steps=(4, 12)): offer_corrupt_model,
     **{
         FaultKind(name=f"{target}: {name}", target=target, steps=(2, 14)): link_fault(link, trouble)
         for target, link in _LINKS
@@ -271,7 +291,6 @@ TABLE: dict[FaultKind, Fault] = {
 
 LEFT_OUT = (
     "clock jumps: need a shim in front of the system calls, which is not there",
-    "model swap: a worker serves the artefact it started with",
     "embedded broker: kill and restart, for it keeps its log in memory",
     "Redis failover: one server here; tests/contract has Sentinel and Cluster",
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 BrokerChoice = Literal["embedded", "apache", "cluster"]
-Target = Literal["worker", "group", "redis", "redis link", "broker", "broker link", "load"]
+Target = Literal["worker", "group", "redis", "redis link", "broker", "broker link", "load", "model"]
 
 FIRST_STEP = 8  # a healthy start, so that there is something to lose
 REST_STEPS = 6  # between two faults of one target

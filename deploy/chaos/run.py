@@ -12,7 +12,7 @@ from pathlib import Path
 import redis
 
 from deploy.chaos import checks
-from deploy.chaos.artefact import Formula, formula_of, write_tiny_artefact
+from deploy.chaos.artefact import Formula, Models, formula_of
 from deploy.chaos.checks import Check
 from deploy.chaos.faults import LEFT_OUT, TABLE
 from deploy.chaos.ledger import Ledger, Struck
@@ -86,9 +86,11 @@ async def run(options: Options, say: Callable[[str], None]) -> Ledger:
 
 
 async def _run(options: Options, directory: Path, say: Callable[[str], None]) -> Ledger:
-    artefact = options.artefact or write_tiny_artefact(directory / "artefact")
-    formula = formula_of(artefact)
-    place = Place(broker=options.broker, workers=options.workers, artefact=artefact.absolute(), directory=directory)
+    if options.artefact is not None:
+        formula_of(options.artefact)  # refuse what cannot serve, or has another formula, before it is copied
+    models = Models(directory / "artefacts", options.artefact)
+    formula = formula_of(models.first)
+    place = Place(broker=options.broker, workers=options.workers, models=models, directory=directory)
     strikes = options.plan()
     say(f"seed {options.seed}: {len(strikes)} faults in {options.steps} steps; starting {options.broker} and the rest")
     async with World(place, say) as world:
@@ -110,6 +112,7 @@ async def _run(options: Options, directory: Path, say: Callable[[str], None]) ->
             faults=account.faults,
             counts={
                 **checks.input_counts(world.outside.seen),
+                "slates of the second model": checks.slates_of(world.outside.seen, models.version(models.second)),
                 "records not sent, for the broker took none": world.outside.not_sent,
                 "records whose fate the broker did not tell": world.outside.not_acknowledged,
             },
@@ -167,7 +170,7 @@ async def _verdict(world: World, account: _Account, formula: Formula) -> list[Ch
         account.quiet_after_s = round(time.monotonic() - began_s - QUIET_S, 1)
         world.say(f"{account.now_s():7.1f} s  quiet; checking")
     stored, aside = await asyncio.to_thread(_stored_rows, world)
-    seen = world.outside.seen
+    seen, models = world.outside.seen, world.place.models
     missing = (
         [] if quiet else [f"not quiet {QUIET_TIMEOUT_S:.0f} s after the last fault was healed: {await _behind(world)}"]
     )
@@ -180,6 +183,7 @@ async def _verdict(world: World, account: _Account, formula: Formula) -> list[Ch
         checks.check_dead_letters(seen),
         checks.check_outcomes(seen),
         checks.check_freshness(seen),
+        checks.check_models(seen, {models.version(each) for each in (models.first, models.second)}),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Self
 
 from pydantic import SecretStr
 
+from deploy.chaos.artefact import Models
 from deploy.chaos.errors import ChaosError
 from deploy.chaos.fleet import Fleet, Worker
 from deploy.chaos.outside import Outside
@@ -34,7 +35,7 @@ class Place:
 
     broker: BrokerChoice
     workers: int
-    artefact: Path
+    models: Models
     directory: Path
 
 
@@ -122,7 +123,7 @@ class World:
             kafka=KafkaSettings(bootstrap_servers=self.direct_servers),
             redis=RedisSettings(url=SecretStr(self.redis.url), key_prefix=self.key_prefix),
             topic_prefix=PREFIX,
-            artefact=self.place.artefact,
+            artefact=self.place.models.first,
         )
 
     async def next_step(self) -> None:
@@ -148,8 +149,9 @@ class World:
             link.heal()
 
     async def heal(self) -> None:
-        """Undo what a fault may have left behind: links, frozen and dead servers."""
+        """Undo what a fault may have left behind: links, the model, frozen and dead servers."""
         self.heal_links()
+        self.place.models.point_at(self.place.models.first)
         self.flooding = False
         dead = [server for server in (*self.nodes, self.redis) if not server.is_running]
         for server in (*self.nodes, self.redis):
@@ -208,6 +210,7 @@ class World:
             "RERANK_REDIS__KEY_PREFIX": self.key_prefix,
             "RERANK_GROUP_ID": self.group_id,
             "RERANK_TOPIC_PREFIX": PREFIX,
-            "RERANK_ARTEFACT": str(self.place.artefact),
+            "RERANK_ARTEFACT": str(self.place.models.current),
+            "RERANK_ARTEFACT_CHECK_S": "0.2",
             "RERANK_JOIN_TIMEOUT_S": "40",
         }

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from deploy.chaos import checks
-from deploy.chaos.artefact import Formula, formula_of, write_tiny_artefact
+from deploy.chaos.artefact import Formula, Models, formula_of, write_tiny_artefact
 from deploy.chaos.faults import TABLE
 from deploy.chaos.ledger import Ledger
 from deploy.chaos.load import BAD, FORGET, GOOD, Load
@@ -18,6 +18,7 @@ from deploy.chaos.plan import BrokerChoice, Strike, plan
 from schemas.codec import DecodeError, decode_candidate_list, decode_interaction, decode_user_id
 from schemas.limits import DEFAULT_LIMITS
 from schemas.records import Slate, SlateState
+from stream_app.errors import ArtefactError
 from stream_app.state import Fence, UserRow, pack_row
 from tests.builders import slate
 
@@ -135,7 +136,6 @@ def test_a_bad_record_without_dead_letter_and_a_good_one_with_are_told() -> None
     ]
 
 
-def asked(seen: Seen, *answers: Slate) -> Seen:
 @pytest.mark.parametrize(("outcome", "holds"), [("shed", True), ("ranked", False), ("fallback", False)])
 def test_a_bad_list_may_be_shed_unread_and_nothing_else(outcome: str, *, holds: bool) -> None:
     seen = Seen()
@@ -146,6 +146,7 @@ def test_a_bad_list_may_be_shed_unread_and_nothing_else(outcome: str, *, holds: 
     assert checks.check_conservation(checks.input_counts(seen)).holds
 
 
+def asked(seen: Seen, *answers: Slate) -> Seen:
     """Add one list for i-1 and i-2 to a log, and slates to the topic."""
     value = orjson.dumps({"request_id": "r-1", "user_id": "u-1", "event_time_ms": NOW_MS, "item_ids": ["i-1", "i-2"]})
     seen.inputs["candidates"][0, 0] = Logged(key=b"u-1", value=value, mark=GOOD)
@@ -169,6 +170,21 @@ def test_a_slate_from_a_state_that_its_user_never_had_is_told() -> None:
     twice = SlateState(events=2, partition=0, offset=0, age_ms=0)
     assert checks.check_freshness(asked(seen_of("u-1"), slate(state=true))).holds
     assert not checks.check_freshness(asked(seen_of("u-1"), slate(state=twice))).holds
+
+
+def test_a_slate_of_a_model_that_may_not_serve_is_told() -> None:
+    seen = asked(Seen(), slate())
+    assert checks.check_models(seen, {"3", "4"}).holds
+    assert checks.check_models(seen, {"4"}).problems == ["r-1: of the model learned-ema:3"]
+
+
+def test_the_models_of_a_run_share_their_rows_and_the_corrupt_one_is_refused(tmp_path: Path) -> None:
+    given = write_tiny_artefact(tmp_path / "given", seed=3)
+    for models in (Models(tmp_path / "tiny"), Models(tmp_path / "copies", given)):
+        assert formula_of(models.first).space == formula_of(models.second).space
+        assert models.version(models.first) != models.version(models.second)
+        with pytest.raises(ArtefactError, match="sha256"):
+            formula_of(models.corrupt)
 
 
 def test_requests_that_do_not_add_up_are_told() -> None:
