@@ -94,10 +94,18 @@ async def check_connection(client: Any, settings: RedisSettings, *, prefix: str 
         if settings.scripts == "watch" and not is_cluster(client):
             await _ask_in_a_transaction(client, f"{prefix}:{{log}}:")
     except (RedisError, RedisClusterException, OSError) as error:
-        for cause in _causes(error):
-            problem = _problem(cause, settings, prefix)
-            if problem is not None:
-                raise SettingsError(f"Redis {place_of(settings)}: {problem}") from None
+        wrong = wrong_setting(error, settings, prefix=prefix)
+        if wrong is not None:
+            raise wrong from None
+
+
+def wrong_setting(error: BaseException, settings: RedisSettings, *, prefix: str | None = None) -> SettingsError | None:
+    """Return what only a person can mend in an error of the client, in one sentence; None: time may mend it."""
+    for cause in _causes(error):
+        problem = _problem(cause, settings, prefix or settings.key_prefix)
+        if problem is not None:
+            return SettingsError(f"Redis {place_of(settings)}: {problem}")
+    return None
 
 
 def _questions(key: str, settings: RedisSettings, *, cluster: bool) -> list[tuple[str | int, ...]]:

@@ -1,6 +1,6 @@
 """The doctor's questions to Redis: one server, the primary that sentinels name, or every primary of a cluster.
 
-It connects as the worker does; each answer within `_TIMEOUT_MS`, also from a server that hangs.
+It connects as the worker does, and waits `_TIMEOUT_MS` for an answer, also of a server that hangs.
 """
 
 import statistics
@@ -11,11 +11,11 @@ from typing import Any
 from redis.exceptions import AuthenticationError, RedisClusterException, RedisError, ResponseError
 
 from stream_app.commands.findings import Finding, fail, ok, skip, warn
-from stream_app.connection import check_connection, connect, is_cluster, place_of
+from stream_app.connection import check_connection, connect, is_cluster, place_of, wrong_setting
 from stream_app.errors import SettingsError
 from stream_app.settings import RedisSettings
 
-_TIMEOUT_MS = 2_000
+_TIMEOUT_MS = 1_000
 _PINGS = 5
 _SLOW_PING_MS = 10.0
 _FULL = 0.9
@@ -47,17 +47,16 @@ async def examine_redis(settings: RedisSettings, *, prefix: str | None = None) -
     except ResponseError as error:
         return [fail("redis", f"{place}: answers {_first_line(error)}", "allow this user PING")]
     except (RedisError, RedisClusterException, OSError) as error:
-        return [await _unreachable(client, settings, error, prefix)]
+        return [_unreachable(settings, error)]
     finally:
         await client.aclose()
 
 
-async def _unreachable(client: Any, settings: RedisSettings, error: Exception, prefix: str | None) -> Finding:
+def _unreachable(settings: RedisSettings, error: Exception) -> Finding:
     """Say why nobody answers; a certificate or a password inside that is named."""
-    try:
-        await check_connection(client, settings, prefix=prefix)
-    except SettingsError as told:
-        return _from_sentence("redis", told)
+    wrong = wrong_setting(error, settings)
+    if wrong is not None:
+        return _from_sentence("redis", wrong)
     return fail(
         "redis",
         f"{place_of(settings)}: no answer within {_TIMEOUT_MS / 1_000:.0f} s ({type(error).__name__}), "
