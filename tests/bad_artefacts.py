@@ -80,6 +80,11 @@ def claim_the_state_space(directory: Path) -> None:
     rewrite(directory, lambda manifest: manifest.update(state_space=space))
 
 
+def rename_the_state_space(directory: Path) -> None:
+    """Say that rows are of another state space, though nothing moves them otherwise."""
+    rewrite(directory, lambda manifest: manifest.update(state_space="0" * 64))
+
+
 def spoil_the_vectors(directory: Path) -> None:
     """Put NaN into the item vectors, and promise them."""
     path = directory / manifests.ITEM_VECTORS_FILE
@@ -103,5 +108,6 @@ BAD_ARTEFACTS: dict[str, tuple[Spoil, str]] = {
     "other dims": (replaced_by(dim=DIM + 1), "rejected_space"),
     "other items": (replaced_by(items=7), "rejected_space"),
     "other moves": (replaced_by(seed=5), "rejected_space"),
+    "the same moves under another name": (rename_the_state_space, "rejected_space"),
     "other moves under the same name": (claim_the_state_space, "rejected_space"),
 }
