@@ -1,7 +1,7 @@
 """A bounded cache of user rows, in front of a store."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from stream_app.ports import UserStore
 from stream_app.state import Progress, RowUpdate, UserRow
@@ -14,7 +14,7 @@ class CachedStore:
     """
 
     def __init__(self, store: UserStore, *, max_users: int) -> None:
-        """Keep at most `max_users` saved rows."""
+        """Keep at most `max_users` rows; who was used longest ago makes room."""
         self._store = store
         self._max_users = max_users
         self._rows: OrderedDict[str, UserRow] = OrderedDict()
@@ -22,13 +22,15 @@ class CachedStore:
 
     def at_hand(self, user_ids: Sequence[str]) -> dict[str, UserRow]:
         """Return the cached rows among these users: nothing is waited for."""
-        rows = self._rows
-        return {user_id: rows[user_id] for user_id in user_ids if user_id in rows}
+        found = {user_id: self._rows[user_id] for user_id in user_ids if user_id in self._rows}
+        self._used(found)
+        return found
 
     async def load(self, user_ids: Sequence[str]) -> list[UserRow]:
         """Return rows from the cache, and the missing ones from the store in one trip."""
         known = {user_id: self._rows.get(user_id) for user_id in user_ids}
         missing = [user_id for user_id, row in known.items() if row is None]
+        self._used(user_id for user_id in known if known[user_id] is not None)
         if not missing:
             return [self._rows[user_id] for user_id in user_ids]
         generation = self._generation
@@ -58,6 +60,10 @@ class CachedStore:
         """Forget every cached row; what is being loaded or saved meanwhile is not cached either."""
         self._rows.clear()
         self._generation += 1
+
+    def _used(self, user_ids: Iterable[str]) -> None:
+        for user_id in user_ids:
+            self._rows.move_to_end(user_id)
 
     def _evict(self) -> None:
         while len(self._rows) > self._max_users:
