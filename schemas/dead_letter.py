@@ -70,11 +70,12 @@ class DeadLetter:
         header_bytes = sum(len(name.encode()) + len(text or b"") for name, text in self.headers)
         if len(key) + len(value) + header_bytes + _ROOM_BYTES <= limit_bytes:
             return self
+        kept_bytes = min(KEPT_BYTES, max(0, limit_bytes - _ROOM_BYTES) // 2)
         sizes = f"key {len(key)}, value {len(value)}, headers {header_bytes} bytes; value sha256 "
         return replace(
             self,
-            key=self.key and self.key[:KEPT_BYTES],
-            value=self.value and self.value[:KEPT_BYTES],
+            key=self.key and self.key[:kept_bytes],
+            value=self.value and self.value[:kept_bytes],
             headers=[(TRUNCATED_HEADER, (sizes + hashlib.sha256(value).hexdigest()).encode())],
         )
 

@@ -28,6 +28,7 @@ from stream_app.pipeline import (
     Ranker,
     apply_interactions,
     decode_lists,
+    without_explanations,
 )
 from stream_app.ports import (
     AppliedOffsets,
@@ -50,6 +51,7 @@ from stream_app.transport import FetchedBatch, micro_batches
 logger = logging.getLogger(__name__)
 
 INTERNAL_ERROR = "internal_error"
+OUTPUT_TOO_LARGE = "output_too_large"
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 ATTEMPTS = 5
@@ -82,6 +84,7 @@ class AgentContext:
     fail: Callable[[Exception], None]
     list_rows: RowSource | None = None  # what lists load from; None: the store
     at_hand: RowsAtHand = no_rows_at_hand
+    max_slate_bytes: int | None = None  # what its topic takes; None: as much as any output
 
 
 class Agent:
@@ -361,6 +364,7 @@ class ListsAgent(Agent):
 
     async def _publish(self, answers: Sequence[Answer]) -> None:
         """Enqueue the answers in order; settle their lists when the broker has them all."""
+        answers = await self._that_fit(answers)
         if not answers:
             return
         await self._free_publishes.acquire()
@@ -368,6 +372,24 @@ class ListsAgent(Agent):
         task = asyncio.create_task(self._settle(acknowledged, answers))
         self._publishes.add(task)
         task.add_done_callback(self._publishes.discard)
+
+    async def _that_fit(self, answers: Sequence[Answer]) -> list[Answer]:
+        """Return the answers that may be produced: without explanations, where they make one too large.
+
+        What is too large even so is a dead letter: the broker would refuse it with its neighbours, again and again.
+        """
+        limit_bytes, fitting = self._context.max_slate_bytes or self._context.max_output_bytes, []
+        for answer in answers:
+            if self._output(answer).most_bytes() <= limit_bytes:
+                fitting.append(answer)
+                continue
+            shorter = without_explanations(answer)
+            if (size_bytes := self._output(shorter).most_bytes()) <= limit_bytes:
+                fitting.append(shorter)
+                continue
+            await self._publish_dead_letters([output_too_large(answer.to.record, size_bytes, limit_bytes)])
+            answer.to.batch.settle()
+        return fitting
 
     async def _settle(self, acknowledged: Awaitable[None], answers: Sequence[Answer]) -> None:
         try:
@@ -468,6 +490,23 @@ def internal_error(record: Record, error: Exception) -> DeadLetter:
         stage="PROCESS",
         error_class=type(error).__name__,
         message=f"{type(error).__name__} while processing; sent to dead letters; report it with the record",
+    )
+
+
+def output_too_large(record: Record, size_bytes: int, limit_bytes: int) -> DeadLetter:
+    """Return the dead letter of a list whose slate no topic takes."""
+    return DeadLetter(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        code=OUTPUT_TOO_LARGE,
+        stage="PROCESS",
+        error_class="OutputTooLarge",
+        message=f"slate of {size_bytes} bytes: at most {limit_bytes} may be produced; sent to dead letters; ask for "
+        "fewer items (k) or shorter ids, or raise max.message.bytes of reranked and RERANK_KAFKA__MAX_REQUEST_BYTES",
     )
 
 

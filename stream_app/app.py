@@ -37,7 +37,7 @@ from stream_app.store import RedisStore, RowCodec
 from stream_app.store_watch import Hooks, StoreWatch
 from stream_app.supervision import Condition, EventLoopLag, Partition, ProgressWatch, Standing, probes, separated
 from stream_app.telemetry import Telemetry
-from stream_app.topic_admin import admin_client, partition_counts, topic_problems, topic_specs
+from stream_app.topic_admin import admin_client, message_limits, partition_counts, topic_problems, topic_specs
 from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,7 @@ class Worker:
         self._condition = Condition()
         self._loop_lag = EventLoopLag(self._telemetry)
         self._http_port: int | None = None
+        self._max_slate_bytes = settings.kafka.max_request_bytes
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT (0), or until something fails that a restart may mend (1)."""
@@ -157,8 +158,16 @@ class Worker:
         artefact = models.artefact
         start = Start(end=self._end, timeout_s=settings.join_timeout_s)
         partitions = await start.keep_trying("broker", partial(_interaction_partitions, settings))
+        limits = await start.keep_trying("broker", partial(_output_limits, settings))
+        reranked = topic_name(settings.topic_prefix, "reranked")
+        self._max_slate_bytes = min(self._max_slate_bytes, limits.get(reranked, self._max_slate_bytes))
         redis = connect(settings.redis)
-        publisher = KafkaPublisher(settings.kafka, patient=True, topics=list(topic_specs(settings.topic_prefix)))
+        publisher = KafkaPublisher(
+            settings.kafka,
+            patient=True,
+            topics=list(topic_specs(settings.topic_prefix)),
+            max_batch_bytes=min([settings.kafka.max_request_bytes, *limits.values()]),
+        )
         try:
             await start.keep_trying("broker", publisher.start)
             codec = RowCodec(state_size=artefact.manifest.dims.S, space=artefact.space, telemetry=self._telemetry)
@@ -203,6 +212,7 @@ class Worker:
                 for name in CO_PARTITIONED
             },
             max_output_bytes=settings.kafka.max_request_bytes,
+            max_slate_bytes=self._max_slate_bytes,
             rewind=rewind,
             fail=self._fail,
             list_rows=guarded,
@@ -404,6 +414,16 @@ async def _interaction_partitions(settings: Settings) -> int:
     if problems:
         raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
     return counts[topic_name(settings.topic_prefix, "interactions")]
+
+
+async def _output_limits(settings: Settings) -> dict[str, int]:
+    """Return the bytes of the largest batch that each output topic takes: a larger one would be refused for ever."""
+    outputs = [
+        topic_name(settings.topic_prefix, "reranked"),
+        *(dead_letter_name(settings.topic_prefix, name) for name in CO_PARTITIONED),
+    ]
+    async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
+        return await message_limits(admin, outputs)
 
 
 async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partitions: int) -> int:

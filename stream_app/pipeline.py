@@ -87,6 +87,12 @@ class Answer(msgspec.Struct, frozen=True):
     value: bytes
 
 
+def without_explanations(answer: Answer) -> Answer:
+    """Return the answer without what only people read."""
+    slate = msgspec.structs.replace(answer.slate, explanations=None)
+    return Answer(answer.to, slate, encode_slate(slate))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
     """Answers, and the lists that still wait for the interaction their `after` names."""

@@ -77,6 +77,10 @@ class Clock(Protocol):
         ...
 
 
+_LONGEST_VARINT = 5
+_BATCH_AND_RECORD_HEAD_BYTES = 61 + 41  # of Kafka's record format 2; a record's own head is varints
+
+
 class OutputRecord(msgspec.Struct, frozen=True):
     """A record to be produced."""
 
@@ -84,6 +88,11 @@ class OutputRecord(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: Sequence[Header]
+
+    def most_bytes(self) -> int:
+        """Return the most bytes that it takes as a batch of its own, as the broker counts them."""
+        headers = sum(2 * _LONGEST_VARINT + len(name.encode()) + len(text or b"") for name, text in self.headers)
+        return _BATCH_AND_RECORD_HEAD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
 
 
 class Publisher(Protocol):

@@ -31,17 +31,26 @@ T = TypeVar("T")
 class KafkaPublisher:
     """An aiokafka producer with acks=all; idempotent where the broker can be."""
 
-    def __init__(self, settings: KafkaSettings, *, patient: bool = False, topics: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        patient: bool = False,
+        topics: Collection[str] = (),
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+    ) -> None:
         """Remember the settings; `start` connects.
 
         Args:
             patient: what may pass (a broker away, a leader not elected, too few replicas) is tried again until it has
                 passed, the same records in the same order; otherwise for `request_timeout_ms`.
             topics: those whose leaders `reaches_broker` asks for.
+            max_batch_bytes: no topic takes less; a batch that is refused takes all of its records with it.
         """
         self._settings = settings
         self._patient = patient
         self._topics = topics
+        self._max_batch_bytes = min(MAX_BATCH_BYTES, max_batch_bytes, settings.max_request_bytes)
         self._producer: AIOKafkaProducer | None = None
 
     async def start(self) -> None:
@@ -65,7 +74,7 @@ class KafkaPublisher:
             enable_idempotence=idempotent,
             request_timeout_ms=self._settings.request_timeout_ms,
             max_request_size=self._settings.max_request_bytes,
-            max_batch_size=min(MAX_BATCH_BYTES, self._settings.max_request_bytes),
+            max_batch_size=self._max_batch_bytes,
         )
         if self._patient:
             # aiokafka drops batches by age: those of a partition without a leader always, others unless idempotent.

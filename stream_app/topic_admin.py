@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
 from schemas.topics import CO_PARTITIONED, DEAD_LETTERS, TOPICS, TopicSpec, topic_name
@@ -127,6 +128,22 @@ async def admin_client(kafka: KafkaSettings, timeout_s: float) -> AsyncIterator[
 async def partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
     """Return the number of partitions of every topic on the broker."""
     return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+
+
+async def message_limits(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    """Return `max.message.bytes` of topics, without those that the broker does not tell."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    try:
+        answers = await admin.describe_configs(resources)
+    except KafkaError:
+        return {}
+    return {
+        resource["resource_name"]: int(entry["config_value"])
+        for answer in answers
+        for resource in answer.to_object()["resources"]
+        for entry in resource["config_entries"]
+        if entry["config_names"] == "max.message.bytes"
+    }
 
 
 async def _wait_until_visible(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:

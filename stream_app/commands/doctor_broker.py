@@ -13,7 +13,7 @@ from aiokafka.protocol.admin import ApiVersionRequest
 from stream_app.commands.findings import Finding, fail, ok, skip, warn
 from stream_app.errors import TransientError
 from stream_app.settings import KafkaSettings, Settings
-from stream_app.topic_admin import admin_client, partition_counts, topic_problems
+from stream_app.topic_admin import admin_client, message_limits, partition_counts, topic_problems, topic_specs
 
 _TIMEOUT_S = 3.0
 _PRODUCE, _FETCH = 0, 1
@@ -111,9 +111,25 @@ async def _idempotence(kafka: KafkaSettings) -> Finding:
     return ok("idempotent producer", "accepted")
 
 
+async def _message_sizes(admin: AIOKafkaAdminClient, prefix: str) -> list[Finding]:
+    """Warn of a topic that takes less than the contract says; a broker that does not tell is not asked again."""
+    specs = topic_specs(prefix)
+    limits = await message_limits(admin, specs)
+    wanted = {name: int(spec.kafka_config()["max.message.bytes"]) for name, spec in specs.items()}
+    return [
+        warn(
+            "message size",
+            f"topic {name!r} takes at most {limit} bytes, not {wanted[name]}: larger records are refused or cut",
+            f"set its max.message.bytes to {wanted[name]}",
+        )
+        for name, limit in limits.items()
+        if limit < wanted[name]
+    ]
+
+
 async def _topics(admin: AIOKafkaAdminClient, prefix: str) -> list[Finding]:
     counts = await partition_counts(admin)
     problems = topic_problems(counts, prefix)
     if not problems:
-        return [ok("topics", f"all there, prefix {prefix!r}")]
+        return [ok("topics", f"all there, prefix {prefix!r}"), *await _message_sizes(admin, prefix)]
     return [fail("topics", problem.message, problem.remedy) for problem in problems]

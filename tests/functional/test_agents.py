@@ -300,6 +300,28 @@ async def test_a_slate_carries_the_headers_of_its_list_and_says_outcome_and_mode
     assert sent.key == b"u-1"
 
 
+async def test_a_slate_too_large_loses_its_explanations_or_is_a_dead_letter_and_its_neighbours_are_answered() -> None:
+    bench = Bench(max_output_bytes=2_000)
+    many = [f"i-{number:04}" for number in range(200)]
+    batch = bench.stream.put(
+        request(0, request_id="small", explain=True),
+        request(1, request_id="explained", explain=True, item_ids=many[:20]),
+        request(2, request_id="large", item_ids=many),
+        request(3, request_id="after"),
+    )
+    await bench.lists()
+    assert [(slate.request_id, slate.explanations is None) for slate in bench.slates()] == [
+        ("small", False),
+        ("explained", True),
+        ("after", True),
+    ]
+    [letter] = [sent for sent in bench.publisher.sent if sent.topic == "candidates.dlq"]
+    assert bench.codes() == ["output_too_large"]
+    assert dict(letter.headers)["__connect.errors.offset"] == b"2"
+    assert not bench.failures
+    assert batch.done
+
+
 async def test_a_list_past_its_deadline_is_shed_before_any_work() -> None:
     model = HalvingModel()
     bench = Bench(serving=serving(model), clock=FakeClock(RECORD_TIME_MS + 81))

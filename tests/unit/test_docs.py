@@ -106,7 +106,7 @@ def test_the_telemetry_table_has_every_metric_with_its_labels() -> None:
 
 def test_the_table_of_error_codes_has_every_code() -> None:
     table = section(page("docs/contract.md"), "### Error codes")
-    assert set(first_cells(table)) == {*ErrorCode, agents.INTERNAL_ERROR}
+    assert set(first_cells(table)) == {*ErrorCode, agents.INTERNAL_ERROR, agents.OUTPUT_TOO_LARGE}
 
 
 def test_the_table_of_topics_has_every_topic() -> None:
