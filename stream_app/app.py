@@ -321,6 +321,7 @@ class Worker:
             drop_cache=store.drop,
             fail=self._fail,
             high_waters=lambda: cast("BatchConsumer", app.consumer).high_waters(self._log),
+            log_end=lambda partition: cast("BatchConsumer", app.consumer).log_end(self._log, partition),
         )
         return StoreWatch(rows, guarded, self._applied, hooks)
 

@@ -88,6 +88,7 @@ class LogRecreatedError(TransientError):
             "would be taken for old ones, so none is applied; stop all workers, run `rerank reset-epoch`, start them"
         )
         self.partition = partition
+        self.applied_offset = applied_offset
 
 
 class ContestedRowsError(TransientError):

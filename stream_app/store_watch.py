@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from stream_app.errors import LogRecreatedError, StoreUnavailableError
@@ -22,12 +22,16 @@ HighWater = tuple[int, int]  # the offset after the last record, and when it was
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """What the watch may do, and what it asks. `high_waters` holds every partition that was fetched from."""
+    """What the watch may do, and what it asks.
+
+    `high_waters` holds every partition that was fetched from; `log_end` asks for one end, None: not known now.
+    """
 
     rewind: Callable[[int, int], None]
     drop_cache: Callable[[], None]
     fail: Callable[[Exception], None]
     high_waters: Callable[[], Mapping[int, HighWater]]
+    log_end: Callable[[int], Awaitable[int | None]]
 
 
 class StoreWatch:
@@ -59,8 +63,17 @@ class StoreWatch:
             try:
                 self.find_recreated(stored, self._hooks.high_waters())
             except LogRecreatedError as error:
-                self._hooks.fail(error)
-                return
+                if await self._is_true(error):
+                    self._hooks.fail(error)
+                    return
+
+    async def _is_true(self, error: LogRecreatedError) -> bool:
+        """Tell whether the log really ends there: brokers that were killed come back with an old high-water mark."""
+        end_offset = await self._hooks.log_end(error.partition)
+        if end_offset is not None and end_offset <= error.applied_offset:
+            return True
+        self._beyond_end.pop(error.partition, None)
+        return False
 
     def _find_lost(self, known: Mapping[int, int], stored: Mapping[int, int]) -> None:
         for partition, offset in known.items():

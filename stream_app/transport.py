@@ -5,6 +5,7 @@ Faust hands over one record at a time (about 100 us each) and acks what an agent
 is therefore pinned; tests/functional/test_transport.py guards every one of them.
 """
 
+import asyncio
 import logging
 import time
 from collections import defaultdict, deque
@@ -28,6 +29,7 @@ BATCH_CODEC = "rerank-batch"
 MOST_UNSETTLED_BATCHES = 4
 MOST_UNSETTLED_BYTES = 16 * 1_048_576
 FULL_POLL_S = 0.01
+LOG_END_TIMEOUT_S = 5.0
 
 
 class _Identity(codecs.Codec):
@@ -230,7 +232,10 @@ class BatchConsumer(driver.Consumer):
         return standings
 
     def high_waters(self, topic: str) -> dict[int, tuple[int, int]]:
-        """Return where the log of each assigned partition of a topic ended, and when that was fetched, in ms."""
+        """Return where the log of each assigned partition of a topic ended, and when that was fetched, in ms.
+
+        Brokers that were killed tell ends from before what they acknowledged, until their replicas have caught up.
+        """
         consumer, high_waters = self._thread._ensure_consumer(), {}
         for tp in self.assignment():
             if tp.topic == topic:
@@ -242,6 +247,16 @@ class BatchConsumer(driver.Consumer):
                 if offset is not None and offset >= 0:
                     high_waters[tp.partition] = (offset, int(fetched_ms or 0))
         return high_waters
+
+    async def log_end(self, topic: str, partition: int) -> int | None:
+        """Return where the log of a partition ends, None while the broker does not know: it never tells an old end."""
+        tp = driver.ensure_aiokafka_TP(TP(topic, partition))
+        try:
+            async with asyncio.timeout(LOG_END_TIMEOUT_S):
+                ends = await self._thread.call_thread(self._thread._ensure_consumer().end_offsets, [tp])
+        except (KafkaError, TimeoutError, RuntimeError):
+            return None
+        return int(ends[tp])
 
     def rewind(self, topic: str, partition: int, offset: int) -> None:
         """Read a partition again from `offset`, dropping what was delivered of it and is not done.
