@@ -73,7 +73,15 @@ class RerankApp(faust.App):
         self.on_ready(set(self.consumer.assignment()))
 
 
-def faust_app(settings: Settings, on_start_offsets: Callable[[Mapping[TP, int]], None]) -> RerankApp:
+def _ignore_gap(tp: TP, offset: int, records: int) -> None:
+    """Take no note of records that are gone."""
+
+
+def faust_app(
+    settings: Settings,
+    on_start_offsets: Callable[[Mapping[TP, int]], None],
+    on_gap: Callable[[TP, int, int], None] = _ignore_gap,
+) -> RerankApp:
     """Return the configured app; see docs/faults.md for why each setting is not Faust's default."""
     kafka = settings.kafka
     app = RerankApp(
@@ -102,6 +110,7 @@ def faust_app(settings: Settings, on_start_offsets: Callable[[Mapping[TP, int]],
         fetch_max_wait_ms=kafka.fetch_max_wait_ms,
         max_batch_records=kafka.max_poll_records,
         on_start_offsets=on_start_offsets,
+        on_gap=on_gap,
         durable_after_s={topic_name(settings.topic_prefix, "interactions"): settings.redis.durability_window_s()},
     )
     return app
@@ -192,7 +201,7 @@ class Worker:
         """Run the app until the end is asked for, then let the agents finish and commit."""
         settings = self._settings
         store = CachedStore(rows, max_users=settings.cached_users)
-        app = faust_app(settings, self._start_at)
+        app = faust_app(settings, self._start_at, self._on_gap)
         rewind = partial(self._rewind, app, store)
         guarded = self._guarded(CurrentRows(store, progress=rows.progress, applied=self._applied, rewind=rewind))
         context = AgentContext(
@@ -287,6 +296,18 @@ class Worker:
             if tp.topic == self._log:
                 self._applied.advance(tp.partition, offset - 1)
                 self._applied.finish(tp.partition, offset - 1)
+
+    def _on_gap(self, tp: TP, offset: int, records: int) -> None:
+        """Say that records are gone that were to be read; what is left goes on."""
+        self._telemetry.gap_records.labels(tp.topic).inc(records)
+        logger.error(
+            "event=gap topic=%s partition=%s offset=%s records=%s deleted before they were read; reading goes on at "
+            "what is left; keep records longer (retention.ms) than a worker may be away",
+            tp.topic,
+            tp.partition,
+            offset,
+            records,
+        )
 
     def _rewind(self, app: RerankApp, store: CachedStore, partition: int, offset: int) -> None:
         """Read interactions again that Redis lost; until they are back, slates say so."""

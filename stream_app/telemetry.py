@@ -44,6 +44,12 @@ class Telemetry:
         self.rewinds = Counter(
             "rerank_rewinds_total", "Partitions read again because Redis lost them.", registry=self.registry
         )
+        self.gap_records = Counter(
+            "rerank_gap_records_total",
+            "Records that retention took before they were read.",
+            ["topic"],
+            registry=self.registry,
+        )
         self.rebalances = Counter("rerank_rebalances_total", "Assignments received.", registry=self.registry)
         self.partitions = Gauge("rerank_partitions_assigned", "Partitions this worker owns.", registry=self.registry)
         self.duration = Histogram(

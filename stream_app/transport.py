@@ -158,6 +158,8 @@ class BatchConsumer(driver.Consumer):
         self._confirmed_offset: dict[TP, int] = {}
         self._rewinds: dict[TP, int] = {}
         self._backlogs: dict[TP, Backlog] = defaultdict(Backlog)
+        self._next_offsets: dict[TP, int] = {}  # of the record to be fetched next
+        self._gaps: set[asyncio.Task[None]] = set()
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -179,6 +181,7 @@ class BatchConsumer(driver.Consumer):
             if not self.flow_active or self.app.consumer_generation_id != generation_id:
                 return
             if fetched and (active is None or tp in active or tp in self._buffered_partitions):
+                self._expect_next(tp, fetched)
                 for batch in self._batches(tp, fetched):
                     if tp in self._rewinds:
                         break
@@ -186,6 +189,29 @@ class BatchConsumer(driver.Consumer):
                     message.key, message.value = None, batch
                     self._delivered[tp].append(batch)
                     yield tp, message
+
+    def _expect_next(self, tp: TP, fetched: list[ConsumerRecord]) -> None:
+        """Look into a jump of the offsets, beside the path: it may be records that retention took before we read them.
+
+        Or it is nothing: compaction and the markers of transactions leave holes too.
+        """
+        expected, first = self._next_offsets.get(tp, fetched[0].offset), fetched[0].offset
+        self._next_offsets[tp] = fetched[-1].offset + 1
+        if first > expected:
+            task = asyncio.create_task(self._look_into_gap(tp, expected, first))
+            self._gaps.add(task)
+            task.add_done_callback(self._gaps.discard)
+
+    async def _look_into_gap(self, tp: TP, expected: int, first: int) -> None:
+        transport: Any = self.transport
+        try:
+            starts = await self._thread.earliest_offsets(driver.ensure_aiokafka_TP(tp))
+        except (KafkaError, TimeoutError, RuntimeError) as error:
+            self.log.warning("no answer to where %s-%s begins: %r", tp.topic, tp.partition, error)
+            return
+        gone = min(first, *starts.values()) - expected
+        if gone > 0:
+            transport.on_gap(tp, expected, gone)
 
     def _batches(self, tp: TP, fetched: list[ConsumerRecord]) -> Iterator[FetchedBatch]:
         read_offset = self._read_offset[tp]
@@ -271,7 +297,7 @@ class BatchConsumer(driver.Consumer):
         rewinds, self._rewinds = self._rewinds, {}
         for tp, offset in rewinds.items():
             await self._thread.call_thread(self._seek_in_thread, tp, offset)
-            self._read_offset[tp] = offset
+            self._read_offset[tp] = self._next_offsets[tp] = offset
         return set(rewinds)
 
     async def _seek_in_thread(self, tp: TP, offset: int) -> None:
@@ -290,7 +316,9 @@ class BatchConsumer(driver.Consumer):
         self._forget(list(self._delivered))
         await super().perform_seek()
         transport: Any = self.transport
-        transport.on_start_offsets({tp: offset for tp, offset in self._committed_offset.items() if offset})
+        committed = {tp: offset for tp, offset in self._committed_offset.items() if offset}
+        self._next_offsets.update(committed)
+        transport.on_start_offsets(committed)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Let the agents finish what they hold, commit it, and forget the rest."""
@@ -304,6 +332,7 @@ class BatchConsumer(driver.Consumer):
             self._backlogs.pop(tp, None)
             self._rewinds.pop(tp, None)
             self._settled_offset.pop(tp, None)
+            self._next_offsets.pop(tp, None)
             self._confirmed_offset.pop(tp, None)
 
     def ack(self, message: Message) -> bool:
@@ -353,14 +382,18 @@ class BatchTransport(driver.Transport):
         max_batch_records: int,
         durable_after_s: Mapping[str, float],
         on_start_offsets: Callable[[Mapping[TP, int]], None],
+        on_gap: Callable[[TP, int, int], None] = lambda tp, offset, records: None,
         **kwargs: Any,
     ) -> None:
         """Call `on_start_offsets` before reading starts, with the committed offsets where there are any.
+
+        Call `on_gap` with partition, first offset and number of records that were to be read and are there no more.
 
         Commits of a topic in `durable_after_s` trail by so much: what was settled since may still be lost by Redis.
         """
         super().__init__(*args, **kwargs)
         self.on_start_offsets = on_start_offsets
+        self.on_gap = on_gap
         self.durable_after_s = durable_after_s
         self.fetch_max_wait_ms = fetch_max_wait_ms
         self.max_batch_records = max_batch_records

@@ -276,3 +276,23 @@ async def test_a_seek_to_the_committed_offsets_forgets_pending_batches_and_tells
     await asyncio.wait_for(consumer.perform_seek(), 5)
     assert old.dropped
     assert told == [{LOG: 7}]
+
+
+@pytest.mark.parametrize(
+    ("log_start", "told"), [(15, [(LOG, 10, 5)]), (12, [(LOG, 10, 2)]), (3, [])], ids=["retention", "both", "a hole"]
+)
+async def test_a_jump_of_the_offsets_is_told_as_far_as_retention_made_it(
+    log_start: int, told: list[tuple[TP, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, gaps = our_consumer(), []
+
+    async def earliest(*partitions: object) -> Mapping[object, int]:
+        return dict.fromkeys(partitions, log_start)
+
+    monkeypatch.setattr(consumer._thread, "earliest_offsets", earliest)
+    monkeypatch.setattr(consumer.transport, "on_gap", lambda *gap: gaps.append(gap))
+    consumer._next_offsets[LOG] = 8
+    consumer._expect_next(LOG, [record(8), record(9)])
+    consumer._expect_next(LOG, [record(15)])
+    await asyncio.gather(*consumer._gaps)
+    assert gaps == told

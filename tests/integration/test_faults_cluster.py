@@ -4,15 +4,24 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import redis
+from aiokafka import TopicPartition
+from aiokafka.admin import RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from deploy.local import ApacheKafkaCluster, RedisServer
-from stream_app.topic_admin import admin_client, create_topics
+from deploy.chaos.proxy import Proxy, Trouble
+from deploy.local import ApacheKafka, ApacheKafkaCluster, RedisServer
+from schemas.codec import encode
+from stream_app.topic_admin import admin_client, create_topics, message_limits
+from stream_app.transport import MOST_UNSETTLED_BATCHES
 from tests.builders import candidate_list
-from tests.fault_kit import Load, healed, serving, stop_gracefully, under_load
+from tests.fault_kit import Load, healed, healed_log, read_log, serving, stop_gracefully, under_load
 from tests.tiny_artefact import item_ids, write_tiny_artefact
+from tests.worker_health import total, until_metrics
 from tests.worker_kit import Client, Site, WorkerProcess, client
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -38,8 +47,8 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def servers(kafka_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ApacheKafkaCluster, str]]:
     directory = tmp_path_factory.mktemp("cluster")
     with ExitStack() as stack:
-        redis = stack.enter_context(RedisServer(directory))
-        yield stack.enter_context(ApacheKafkaCluster(directory, kafka_home)), redis.url
+        store = stack.enter_context(RedisServer(directory))
+        yield stack.enter_context(ApacheKafkaCluster(directory, kafka_home)), store.url
 
 
 @pytest.fixture
@@ -158,6 +167,89 @@ async def test_brokers_away_cost_a_pause(
         await stop_gracefully(worker)
 
 
+@pytest.mark.parametrize("redis_emptied", [False, True], ids=["redis kept", "redis emptied"])
+async def test_records_gone_by_retention_are_counted_and_the_rest_is_applied(
+    cluster: ApacheKafkaCluster, where: Site, redis_emptied: bool
+) -> None:
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(outsider, SEED) as load:
+            await until_sent(load, 100)
+        await healed(where, load)
+        await stop_gracefully(worker)
+        applied = [] if redis_emptied else await read_log(where, load.ends["interactions"])
+        committed = sum(end + 1 for end in load.ends["interactions"].values())
+        if redis_emptied:
+            with redis.Redis.from_url(where.redis_url) as connection:
+                connection.flushdb()
+        async with under_load(outsider, SEED + 1) as unread:
+            await until_sent(unread, 100)
+        first_left = {partition: end - 4 for partition, end in unread.ends["interactions"].items()}
+        await delete_before(where, first_left)
+        left = await read_log(where, unread.ends["interactions"])
+        assert len(left) == 5 * PARTITIONS
+        worker = await serving(where, RERANK_HTTP__PORT="0")
+        async with under_load(outsider, SEED + 2) as load_after:
+            await until_answered(load_after, 20)
+        more = await read_log(where, unread.ends["interactions"] | load_after.ends["interactions"])
+        assert set(left) <= set(more)
+        load_after.request_ids |= load.request_ids | unread.request_ids
+        await healed_log(where, load_after, applied + more)
+        gone = sum(first_left.values()) - (0 if redis_emptied else committed)
+        # Emptied, the log is read from its beginning as well as from where the group was.
+        counted = (gone,) if not redis_emptied else (gone, 2 * gone - committed)
+        await until_metrics(
+            worker.ready()["http_port"], lambda found: total(found, "rerank_gap_records_total") in counted
+        )
+        assert "event=gap" in worker.log()
+        await stop_gracefully(worker)
+
+
+async def delete_before(where: Site, offsets: dict[int, int]) -> None:
+    """Delete the beginning of the log, as retention does."""
+    log = f"{where.prefix}interactions"
+    async with admin_client(where.settings().kafka, 15.0) as admin:
+        await admin.delete_records(
+            {TopicPartition(log, partition): RecordsToDelete(offset) for partition, offset in offsets.items()}
+        )
+
+
+async def test_a_slate_that_its_topic_does_not_take_is_a_dead_letter_and_its_neighbours_are_served(
+    cluster: ApacheKafkaCluster, where: Site
+) -> None:
+    await limit_messages(where, "reranked", 20_000)
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(outsider, SEED) as load:
+            await until_answered(load, 20)
+            large = candidate_list(
+                request_id="r-large",
+                user_id="u-1",
+                item_ids=[f"{number:0200}" for number in range(200)],
+                after=None,
+                k=None,
+                deadline_ms=60_000,
+            )
+            await outsider.send("candidates", b"u-1", encode(large))
+            await outsider.until(lambda: bool(outsider.dead_letters))
+            await until_answered(load, 20)
+        load.counts["bad_lists"] += 1
+        await healed(where, load)
+        assert_rode_through(worker)
+        await stop_gracefully(worker)
+    assert [letter.code for letter in outsider.dead_letters] == ["output_too_large"]
+
+
+async def limit_messages(where: Site, topic: str, most_bytes: int) -> None:
+    """Let a topic take no larger batch, as somebody who created it by hand may have."""
+    name = where.prefix + topic
+    async with admin_client(where.settings().kafka, 15.0) as admin:
+        settings = {"max.message.bytes": str(most_bytes)}
+        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, settings)])
+        while (await message_limits(admin, [name]))[name] != most_bytes:  # noqa: ASYNC110 - the broker tells nobody
+            await asyncio.sleep(0.05)
+
+
 async def ask_much(outsider: Client) -> set[str]:
     """Ask for more slates than a producer holds back while its broker is away; return the request ids."""
     lists = [
@@ -174,3 +266,34 @@ async def ask_much(outsider: Client) -> set[str]:
     ]
     await outsider.send_many(lists)
     return {one.request_id for one in lists}
+
+
+async def test_a_slow_broker_costs_time_and_nothing_else(kafka_home: Path, artefact: Path, tmp_path: Path) -> None:
+    proxy = Proxy("broker")
+    await proxy.start()
+    with RedisServer(tmp_path) as store, ApacheKafka(tmp_path, kafka_home, proxy_port=proxy.port) as broker:
+        proxy.target_port = broker.ports[2]
+        slow = Site(
+            bootstrap_servers=proxy.address,
+            redis_url=store.url,
+            prefix="slow-",
+            artefact=artefact,
+            directory=tmp_path,
+            environment=TIMINGS | {"RERANK_KAFKA__MAX_POLL_RECORDS": "10", "RERANK_HTTP__PORT": "0"},
+        )
+        await slow.create_topics()
+        async with client(replace(slow, bootstrap_servers=broker.address)) as outsider:
+            worker = await serving(slow)
+            port = worker.ready()["http_port"]
+            proxy.make(Trouble(latency_ms=200.0))
+            async with under_load(outsider, SEED) as load:
+                await until_answered(load, 100)
+                backlog = await until_metrics(port, lambda found: total(found, "rerank_unsettled_records") > 0)
+            ledger = await healed(slow, load)
+            assert_rode_through(worker)
+            proxy.heal()
+            await stop_gracefully(worker)
+    await proxy.stop()
+    each = [value for (name, _), value in backlog.items() if name == "rerank_unsettled_records"]
+    assert max(each) <= MOST_UNSETTLED_BATCHES * 10 + 10
+    assert ledger.ranked > ledger.requests // 2  # the deadline is five seconds

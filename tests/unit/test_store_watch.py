@@ -7,7 +7,7 @@ import pytest
 
 from stream_app.errors import LogRecreatedError
 from stream_app.ports import AppliedOffsets
-from stream_app.store_watch import LOOKS_BEFORE_RECREATED, HighWater, StoreWatch
+from stream_app.store_watch import LOOKS_BEFORE_RECREATED, HighWater, Hooks, StoreWatch
 
 
 def watch() -> StoreWatch:
@@ -46,3 +46,16 @@ def test_a_log_that_ends_where_redis_is_has_everything() -> None:
     watching = watch()
     for fetched_ms in range(1, 10 * LOOKS_BEFORE_RECREATED):
         look(watching, 100, fetched_ms, applied_offset=99)
+
+
+@pytest.mark.parametrize(("end_offset", "ends_there"), [(10, True), (99, True), (100, False), (None, False)])
+async def test_an_old_high_water_mark_of_a_broker_that_came_back_is_no_other_log(
+    end_offset: int | None, ends_there: bool
+) -> None:
+    async def log_end(partition: int) -> int | None:
+        return end_offset
+
+    unused: Any = None
+    hooks = Hooks(rewind=unused, drop_cache=unused, fail=unused, high_waters=unused, log_end=log_end)
+    watching = StoreWatch(unused, unused, AppliedOffsets(), hooks)
+    assert await watching._is_true(LogRecreatedError(0, 99, 10)) is ends_there
