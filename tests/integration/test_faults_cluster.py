@@ -35,6 +35,7 @@ TIMINGS = {
     "RERANK_KAFKA__HEARTBEAT_INTERVAL_MS": "500",
     "RERANK_KAFKA__REQUEST_TIMEOUT_MS": "4000",  # outages here last longer: it is for one request, not for an outage
     "RERANK_KAFKA__IDEMPOTENCE": "on",
+    "RERANK_STALL_AFTER_S": "5",  # an outage of twice that would end a worker that did not know its broker away
 }
 
 
