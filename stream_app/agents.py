@@ -163,7 +163,6 @@ class InteractionsAgent(Agent):
             try:
                 applied = await self._apply(list(chain.from_iterable(batch.records for batch in current)))
             except StoreBehindError as error:
-                logger.warning("event=store_behind partition=%s %s", error.partition, error)
                 self._context.rewind(error.partition, error.applied_offset)
                 # The other partitions are not read again: what is in hand of them is all there will be.
                 current = [batch for batch in current if batch.partition != error.partition and not batch.dropped]

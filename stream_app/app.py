@@ -311,6 +311,7 @@ class Worker:
 
     def _rewind(self, app: RerankApp, store: CachedStore, partition: int, offset: int) -> None:
         """Read interactions again that Redis lost; until they are back, slates say so."""
+        logger.warning("event=store_behind partition=%s has=%s: what comes after is read again", partition, offset)
         store.drop()
         self._applied.rewind(partition, offset)
         cast("BatchConsumer", app.consumer).rewind(self._log, partition, offset + 1)

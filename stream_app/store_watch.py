@@ -1,7 +1,6 @@
 """Twice a second: does Redis still have what was applied, and does the log still reach as far as Redis?"""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,8 +8,6 @@ from stream_app.errors import LogRecreatedError, StoreUnavailableError
 from stream_app.guarded_store import GuardedStore
 from stream_app.ports import AppliedOffsets
 from stream_app.store import RedisStore
-
-logger = logging.getLogger(__name__)
 
 STORE_WATCH_S = 0.5
 # A high-water offset is as old as its fetch, and a worker that lost its partitions fetches no more while others go on:
@@ -78,7 +75,6 @@ class StoreWatch:
     def _find_lost(self, known: Mapping[int, int], stored: Mapping[int, int]) -> None:
         for partition, offset in known.items():
             if stored[partition] < min(offset, self._applied.offsets.get(partition, -1)):
-                logger.warning("event=store_behind partition=%s offset=%s has=%s", partition, offset, stored[partition])
                 self._hooks.rewind(partition, stored[partition])
 
     def find_recreated(self, stored: Mapping[int, int], high_waters: Mapping[int, HighWater]) -> None:
