@@ -7,6 +7,7 @@
 #   PIP_ARGS     more arguments for pip, for example --find-links DIR      (empty)
 #   KAFKA_HOME   a folder with libs/*.jar of Apache Kafka 4.x              (../shared/kafka if it is there)
 #   SEED, MINUTES, BROKER   of make chaos: BROKER is embedded, apache or cluster   (7, 5, embedded)
+#   TEST_JOBS    how many files of tests run at once, each with servers of its own    (3)
 #   DEMO_ARGS, BENCH_ARGS, CHAOS_ARGS, PYTEST_ARGS   passed through
 
 PYTHON ?= python3.11
@@ -20,6 +21,7 @@ MINUTES ?= 5
 BROKER ?= embedded
 CHAOS_ARGS ?=
 PYTEST_ARGS ?=
+TEST_JOBS ?= 3
 
 KAFKA_BESIDE := $(wildcard ../shared/kafka)
 KAFKA_HOME ?= $(abspath $(KAFKA_BESIDE))
@@ -31,6 +33,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 REPORTS := out/tests
 FAULT_REPORTS := out/faults
+# The integration tests mostly wait for servers. A file stays in one process, in the order of names: a long one begins early.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-kafka faults integration replay bench chaos check format lint types arch up clean
@@ -72,7 +76,7 @@ chaos: $(STAMP) ## Break broker, Redis and workers at random under load, heal, c
 
 test: $(STAMP) ## Run every test; integration tests on the embedded broker, then again on Apache Kafka
 	rm -rf $(REPORTS)
-	$(BIN)/python -m pytest -m "not kafka" --junit-xml=$(REPORTS)/embedded.xml $(PYTEST_ARGS)
+	$(PYTEST) -m "not kafka" --junit-xml=$(REPORTS)/embedded.xml $(PYTEST_ARGS)
 ifneq ($(KAFKA_JARS),)
 	@$(MAKE) --no-print-directory test-kafka
 else
@@ -82,23 +86,23 @@ endif
 
 test-kafka: $(STAMP) ## Run the integration tests on Apache Kafka from KAFKA_HOME
 	RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' \
-	    $(BIN)/python -m pytest tests/integration --junit-xml=$(REPORTS)/apache.xml $(PYTEST_ARGS)
+	    $(PYTEST) tests/integration --junit-xml=$(REPORTS)/apache.xml $(PYTEST_ARGS)
 
 faults: $(STAMP) ## Run the tests of the fault matrix and write docs/faults.md from what came of them
 	rm -rf $(FAULT_REPORTS)
-	-$(BIN)/python -m pytest -m "not kafka" -k "$$($(BIN)/python -m tests.fault_table select)" \
+	-$(PYTEST) -m "not kafka" -k "$$($(BIN)/python -m tests.fault_table select)" \
 	    --junit-xml=$(FAULT_REPORTS)/embedded.xml $(PYTEST_ARGS)
 ifneq ($(KAFKA_JARS),)
-	-RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' $(BIN)/python -m pytest tests/integration \
+	-RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' $(PYTEST) tests/integration \
 	    -k "$$($(BIN)/python -m tests.fault_table select)" --junit-xml=$(FAULT_REPORTS)/apache.xml $(PYTEST_ARGS)
 endif
 	$(BIN)/python -m tests.fault_table write docs/faults.md $(FAULT_REPORTS)/*.xml
 
 integration: $(STAMP) ## Run the tests that start a real broker and a real Redis, on the embedded broker
-	$(BIN)/python -m pytest -m "integration and not kafka" $(PYTEST_ARGS)
+	$(PYTEST) -m "integration and not kafka" $(PYTEST_ARGS)
 
 replay: $(STAMP) ## Run the tests that replay recorded logs
-	$(BIN)/python -m pytest tests/replay $(PYTEST_ARGS)
+	$(PYTEST) tests/replay $(PYTEST_ARGS)
 
 # ---- what CI asks ----------------------------------------------------------------------------------------------
 
