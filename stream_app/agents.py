@@ -56,6 +56,7 @@ RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 ATTEMPTS = 5
 OUTSTANDING_PUBLISHES = 8
+LOOK_AGAIN_S = 1.0
 STAGES = ("queue", "state", "score", "total")
 
 
@@ -446,8 +447,9 @@ class ListsAgent(Agent):
         while True:
             await self._parked_some.wait()
             soonest_ms = min((request.deadline_ms for request in self._parked), default=0.0)
+            wait_s = max(0.0, soonest_ms - self._context.clock.now_ms()) / 1000.0
             try:
-                async with asyncio.timeout(max(0.0, soonest_ms - self._context.clock.now_ms()) / 1000.0):
+                async with asyncio.timeout(min(wait_s, LOOK_AGAIN_S)):  # the wall clock may be set meanwhile
                     await applied.changed.wait()
             except TimeoutError:
                 pass

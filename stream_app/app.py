@@ -51,11 +51,15 @@ COLLECT_AFTER = 20_000
 
 
 class SystemClock:
-    """Wall-clock time."""
+    """The clocks of this machine."""
 
     def now_ms(self) -> float:
         """Return milliseconds since 1970."""
         return time.time() * 1000.0
+
+    def steady_ms(self) -> float:
+        """Return milliseconds of the monotonic clock."""
+        return time.monotonic() * 1000.0
 
 
 class RerankApp(faust.App):

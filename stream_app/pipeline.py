@@ -345,7 +345,7 @@ class Ranker:
         `known` is how far the interactions were when the rows were read: an interaction applied since then may not be
         in them.
         """
-        loaded_ms = self._clock.now_ms()
+        loaded_ms, began_ms = self._clock.now_ms(), self._clock.steady_ms()
         ready, waiting, answers = [], [], []
         for request, row in loaded:
             after = request.request.after
@@ -357,7 +357,7 @@ class Ranker:
                 waiting.append(request)
         if ready:
             answers += self._score(ready, started_ms, loaded_ms)
-            self._pace.took(self._clock.now_ms() - loaded_ms)
+            self._pace.took(self._clock.steady_ms() - began_ms)
         return Ranked(answers=answers, waiting=waiting)
 
     def _score(self, ready: Sequence[tuple[ListRequest, UserRow]], started_ms: float, loaded_ms: float) -> list[Answer]:

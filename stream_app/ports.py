@@ -73,7 +73,11 @@ class Clock(Protocol):
     """Processing time."""
 
     def now_ms(self) -> float:
-        """Return wall-clock milliseconds."""
+        """Return wall-clock milliseconds, to compare with times of others; it may be set, ahead or back."""
+        ...
+
+    def steady_ms(self) -> float:
+        """Return milliseconds since whenever, to measure how long something took; nobody sets it."""
         ...
 
 

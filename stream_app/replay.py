@@ -98,6 +98,8 @@ class _LogClock:
     def now_ms(self) -> float:
         return self.time_ms
 
+    steady_ms = now_ms
+
 
 class _NobodyWaits:
     """The batch of a list that nobody acks."""

@@ -31,8 +31,12 @@ class FakeClock:
     """Stands still until a test moves it."""
 
     time_ms: float = float(RECORD_TIME_MS)
+    set_ahead_ms: float = 0.0  # by how much somebody set the wall clock
 
     def now_ms(self) -> float:
+        return self.time_ms + self.set_ahead_ms
+
+    def steady_ms(self) -> float:
         return self.time_ms
 
 

@@ -487,6 +487,19 @@ async def test_an_after_not_reached_by_the_deadline_is_a_stale_fallback() -> Non
     await end(*tasks)
 
 
+async def test_a_parked_list_outlasts_a_clock_set_back_by_no_more_than_a_look() -> None:
+    bench = Bench()
+    bench.clock.set_ahead_ms = -30 * 86_400_000.0
+    _, *tasks = await parked(bench, after=After(partition=0, offset=9))
+    assert [slate.request_id for slate in bench.slates()] == ["free"]
+    bench.clock.set_ahead_ms = 86_400_000.0
+    async with asyncio.timeout(30.0):
+        while len(bench.slates()) < 2:  # noqa: ASYNC110 - what the publisher has got has no event
+            await asyncio.sleep(0.01)
+    assert bench.slates()[1].reasons == ["stale"]
+    await end(*tasks)
+
+
 async def test_an_unreachable_redis_is_an_error_that_names_the_remedy() -> None:
     store = FailingStore(memory_store(), failing_loads=1)
     with pytest.raises(StoreUnavailableError, match="nothing was acked"):

@@ -193,6 +193,27 @@ async def test_a_list_with_less_time_left_than_a_pass_takes_falls_back_in_time()
     assert (part[0].slate.timing_ms.total, model.calls) == (0.0, calls)
 
 
+class ClockSetModel(HalvingModel):
+    """Somebody sets the wall clock a month ahead while it scores."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def score(self, batch):  # type: ignore[no-untyped-def]
+        self._clock.set_ahead_ms = 30 * 86_400_000.0
+        return super().score(batch)
+
+
+async def test_a_clock_set_ahead_during_a_pass_makes_no_later_list_hurry() -> None:
+    clock = FakeClock()
+    one = Ranker(serving=serving(ClockSetModel(clock)), store=memory_store(), applied=AppliedOffsets(), clock=clock)
+    await answers_of(one, [a_list("u-1")])
+    clock.set_ahead_ms = 0.0
+    [part] = await answers_of(one, [a_list("u-1", deadline_ms=80.0)])
+    assert told(part) == {"u-1": ("ranked", ["cold_user"])}
+
+
 async def test_late_lists_cost_no_load_and_no_forward_pass() -> None:
     clock = FakeClock(RECORD_TIME_MS + 80.0)
     hung, model = HungStore(memory_store()), HalvingModel()
