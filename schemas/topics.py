@@ -29,7 +29,8 @@ class TopicSpec:
     `key` is the record's field whose UTF-8 bytes are the record key. `null_value` says what a null value means,
     None where it means nothing and is refused. `dead_letter` names the topic of its refused records, None where
     we do not read the topic. `max_message_bytes` is Kafka's `max.message.bytes`: with key, headers and framing.
-    `headers` are those we read or write.
+    `headers` are those we read or write. `broker_time`: the broker stamps the records, whatever the clock of a worker
+    says; it would refuse those of a clock that runs an hour ahead, and retention would take those of one far behind.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TopicSpec:
     dead_letter: str | None = None
     max_message_bytes: int = _MIB
     headers: tuple[str, ...] = ()
+    broker_time: bool = False
 
     def kafka_config(self) -> dict[str, str]:
         """Return the topic's settings under Kafka's names."""
@@ -49,6 +51,7 @@ class TopicSpec:
             "cleanup.policy": "compact" if self.compacted else "delete",
             "retention.ms": str(self.retention_ms),
             "max.message.bytes": str(self.max_message_bytes),
+            "message.timestamp.type": "LogAppendTime" if self.broker_time else "CreateTime",
         }
 
 
@@ -93,6 +96,7 @@ TOPICS = (
         retention_ms=30 * _DAY_MS,
         max_message_bytes=4 * _MIB,
         headers=(*TRACE_HEADERS, *SLATE_HEADERS),
+        broker_time=True,
     ),
 )
 """The topics, names without prefix. An input takes more bytes than a worker accepts, so that it can be told so."""
@@ -105,6 +109,7 @@ DEAD_LETTERS = tuple(
         summary=f"Records of {spec.name} that were refused: original key, bytes and headers, and why.",
         retention_ms=14 * _DAY_MS,
         max_message_bytes=spec.max_message_bytes + _MIB,  # the original is kept whole, headers come on top
+        broker_time=True,
     )
     for spec in TOPICS
     if spec.dead_letter is not None

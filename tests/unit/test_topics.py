@@ -55,7 +55,14 @@ def test_the_log_of_record_is_kept_for_ever() -> None:
         "cleanup.policy": "delete",
         "retention.ms": "-1",
         "max.message.bytes": "2097152",
+        "message.timestamp.type": "CreateTime",
     }
+
+
+def test_the_broker_stamps_what_workers_write_and_nothing_else() -> None:
+    stamped = {spec.name for spec in (*TOPICS, *DEAD_LETTERS) if spec.broker_time}
+    assert stamped == {"reranked", "interactions.dlq", "candidates.dlq", "items.dlq"}
+    assert {spec.kafka_config()["message.timestamp.type"] for spec in DEAD_LETTERS} == {"LogAppendTime"}
 
 
 def test_the_co_partitioned_topics_share_their_key() -> None:
