@@ -307,9 +307,9 @@ async def until_log_says(worker: WorkerProcess, text: str, timeout_s: float = 60
 _launched: list[WorkerProcess] = []
 
 
-def launched(where: Site, **environment: str) -> WorkerProcess:
+def launched(where: Site, module: str = "stream_app", **environment: str) -> WorkerProcess:
     """Start a worker without waiting for it; `kill_all` ends what a test leaves behind."""
-    worker = WorkerProcess(where, **environment)
+    worker = WorkerProcess(where, module, **environment)
     _launched.append(worker)
     worker.start()
     return worker
@@ -321,9 +321,9 @@ def kill_all() -> None:
         _launched.pop().process.kill()
 
 
-async def serving(where: Site, **environment: str) -> WorkerProcess:
+async def serving(where: Site, module: str = "stream_app", **environment: str) -> WorkerProcess:
     """Start a worker beside the running load, and return it ready."""
-    worker = launched(where, **environment)
+    worker = launched(where, module, **environment)
     await asyncio.to_thread(worker.ready)
     return worker
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import orjson
 
+from deploy.chaos.skewed_worker import CLOCK_FILE, set_clock
 from deploy.local.process import ChildProcess
 
 READY_LINE = b'{"event":"ready"'
@@ -26,10 +27,12 @@ class Worker:
         self.starts = 0
         self.held = False  # True: a fault has it in hand, the fleet leaves it alone
         self._log_start_bytes = 0
+        self._clock_path = directory / f"worker-{number}.clock"
+        self.set_clock(ahead_s=0.0)
         self.child = ChildProcess(
-            [sys.executable, "-m", "stream_app", "worker"],
+            [sys.executable, "-m", "deploy.chaos.skewed_worker", "worker"],
             directory / f"worker-{number}.log",
-            environment,
+            {**environment, CLOCK_FILE: str(self._clock_path)},
             stop_grace_s=END_GRACE_S,
         )
 
@@ -39,6 +42,10 @@ class Worker:
         self._log_start_bytes = log.stat().st_size if log.exists() else 0
         self.starts += 1
         self.child.start()
+
+    def set_clock(self, *, ahead_s: float) -> None:
+        """Set its wall clock, whether it runs or not; 0: to the true time."""
+        set_clock(self._clock_path, ahead_s=ahead_s)
 
     @property
     def is_ready(self) -> bool:

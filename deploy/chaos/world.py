@@ -149,10 +149,12 @@ class World:
             link.heal()
 
     async def heal(self) -> None:
-        """Undo what a fault may have left behind: links, the model, frozen and dead servers."""
+        """Undo what a fault may have left behind: links, the model, clocks, frozen and dead servers."""
         self.heal_links()
         self.place.models.point_at(self.place.models.first)
         self.flooding = False
+        for worker in self.fleet.workers:
+            worker.set_clock(ahead_s=0.0)
         dead = [server for server in (*self.nodes, self.redis) if not server.is_running]
         for server in (*self.nodes, self.redis):
             if server.is_running:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.chaos.skewed_worker import CLOCK_FILE, set_clock
 from deploy.local import LocalStack
 from stream_app.failpoints import POINTS
 from tests.fault_kit import Load, exit_code, healed, launched, serving, stop_gracefully, under_load
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 KILLS = int(os.environ.get("RERANK_TEST_KILLS", "8"))
 SEED = int(os.environ.get("RERANK_TEST_SEED", "7"))
+MONTH_S = 30 * 86_400.0
 # A dead member is missed after the session timeout: a short one keeps these tests short.
 QUICK = {
     "RERANK_KAFKA__SESSION_TIMEOUT_MS": "2000",
@@ -121,6 +123,27 @@ async def test_workers_that_join_leave_and_die_lose_nothing(where: Site) -> None
         await healed(where, load)
         await stop_gracefully(first)
         await healed(where, load)
+
+
+async def test_a_clock_that_jumps_ahead_and_back_moves_no_state_and_ends_no_worker(where: Site) -> None:
+    await where.create_topics()
+    clock = where.directory / "clock"
+    set_clock(clock, ahead_s=0.0)
+    async with client(where) as outsider:
+        async with under_load(outsider, SEED) as load:
+            worker = await serving(where, "deploy.chaos.skewed_worker", **{CLOCK_FILE: str(clock)})
+            for ahead_s, outcome in ((MONTH_S, "shed"), (0.0, "ranked"), (-MONTH_S, "ranked"), (0.0, "ranked")):
+                set_clock(clock, ahead_s=ahead_s)
+                asked_from = len(load.request_ids)
+                await outsider.until(
+                    lambda asked=asked_from, wanted=outcome: any(  # type: ignore[misc]
+                        slate.outcome == wanted and int(slate.request_id.rpartition("-")[2]) > asked
+                        for slate in outsider.slates
+                    )
+                )
+        await healed(where, load)
+        await stop_gracefully(worker)
+        assert outsider.dead_letters == []
 
 
 async def test_idle_or_busy_sigterm_ends_with_exit_code_0_in_the_grace_period(where: Site) -> None:

@@ -1,5 +1,6 @@
 """The parts of a chaos run that need no servers: the plan, the load, and the checks that must not be fooled."""
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from deploy.chaos.load import BAD, FORGET, GOOD, Load
 from deploy.chaos.oracle import Expected
 from deploy.chaos.outside import Logged, Refused, Seen
 from deploy.chaos.plan import BrokerChoice, Strike, plan
+from deploy.chaos.skewed_worker import MovedClock, set_clock
 from schemas.codec import DecodeError, decode_candidate_list, decode_interaction, decode_user_id
 from schemas.limits import DEFAULT_LIMITS
 from schemas.records import Slate, SlateState
@@ -69,6 +71,16 @@ def test_every_record_of_the_load_is_what_its_mark_says() -> None:
             else:
                 assert record.mark in (GOOD, FORGET)
     assert set(marks) == {GOOD, BAD, FORGET}
+
+
+def test_a_moved_clock_is_as_far_ahead_as_its_file_says_and_true_again_after(tmp_path: Path) -> None:
+    path = tmp_path / "clock"
+    set_clock(path, ahead_s=0.0)
+    clock = MovedClock(path)
+    for ahead_s in (1.5, -2_592_000.0, 0.0):
+        set_clock(path, ahead_s=ahead_s)
+        before_ns, moved_ns, after_ns = time.time_ns(), clock.time_ns(), time.time_ns()
+        assert before_ns <= moved_ns - ahead_s * 1_000_000_000 <= after_ns
 
 
 @pytest.fixture(scope="module")
