@@ -38,6 +38,7 @@ from stream_app.store_watch import Hooks, StoreWatch
 from stream_app.supervision import Condition, EventLoopLag, Partition, ProgressWatch, Standing, probes, separated
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import admin_client, message_limits, partition_counts, topic_problems, topic_specs
+from stream_app.topic_identity import topic_id
 from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
 
 logger = logging.getLogger(__name__)
@@ -170,7 +171,7 @@ class Worker:
         models = ModelWatch(_artefact_path(settings), telemetry=self._telemetry, condition=self._condition)
         artefact = models.artefact
         start = Start(end=self._end, timeout_s=settings.join_timeout_s)
-        partitions = await start.keep_trying("broker", partial(_interaction_partitions, settings))
+        partitions, log_id = await start.keep_trying("broker", partial(_interactions_topic, settings))
         limits = await start.keep_trying("broker", partial(_output_limits, settings))
         reranked = topic_name(settings.topic_prefix, "reranked")
         self._max_slate_bytes = min(self._max_slate_bytes, limits.get(reranked, self._max_slate_bytes))
@@ -192,7 +193,7 @@ class Worker:
                 scripts=settings.redis.scripts,
                 cluster=is_cluster(redis),
             )
-            epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, partitions))
+            epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, partitions, log_id))
             self._condition.redis_answers = True
             spare_the_collector()
             await self._serve(models, rows, publisher, epoch)
@@ -348,6 +349,7 @@ class Worker:
             fail=self._fail,
             high_waters=lambda: cast("BatchConsumer", app.consumer).high_waters(self._log),
             log_end=lambda partition: cast("BatchConsumer", app.consumer).log_end(self._log, partition),
+            topic_id=lambda: cast("BatchConsumer", app.consumer).topic_id(self._log),
         )
         return StoreWatch(rows, guarded, self._applied, hooks)
 
@@ -433,14 +435,16 @@ def _artefact_path(settings: Settings) -> Path:
     return settings.artefact
 
 
-async def _interaction_partitions(settings: Settings) -> int:
-    """Return the partition count of `interactions`, after checking that the topics can serve."""
+async def _interactions_topic(settings: Settings) -> tuple[int, str]:
+    """Return partition count and id of `interactions`, after checking that the topics can serve."""
+    log = topic_name(settings.topic_prefix, "interactions")
     async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
         counts = await partition_counts(admin)
+        log_id = await topic_id(admin._client, log)
     problems = topic_problems(counts, settings.topic_prefix)
     if problems:
         raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
-    return counts[topic_name(settings.topic_prefix, "interactions")]
+    return counts[log], log_id
 
 
 async def _output_limits(settings: Settings) -> dict[str, int]:
@@ -453,9 +457,10 @@ async def _output_limits(settings: Settings) -> dict[str, int]:
         return await message_limits(admin, outputs)
 
 
-async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partitions: int) -> int:
+async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partitions: int, log_id: str) -> int:
     await check_connection(redis, settings.redis, prefix=settings.row_prefix())
     await rows.claim_rows(cold=settings.redis.foreign_rows == "cold")
+    await rows.claim_log(log_id)
     return await rows.enter_epoch(partitions)
 
 

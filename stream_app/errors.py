@@ -8,6 +8,7 @@ RerankError
     x EpochError          the log's partition count changed: only a restarted worker may go on
       x ForeignRowsError  the rows are another model's: only a rebuild, or the other artefact, may go on
     x LogRecreatedError   the log is not the one that Redis was made from: only an operator may go on
+    x OtherLogError       the same, told by the topic's id
     x ContestedRowsError  others write the same users: an operator gives each group its own rows
     x PublishError
     x ModelError          the model raised: lists fall back, interactions wait
@@ -84,11 +85,23 @@ class LogRecreatedError(TransientError):
         """Say which partition, how far Redis has it and where its log ends."""
         super().__init__(
             f"partition {partition} of interactions ends before offset {high_water_offset}, but Redis has it up "
-            f"to offset {applied_offset}: the topic was deleted and created again, or lost its end; its interactions "
+            f"to offset {applied_offset}: it was deleted and created again, or lost its end; its interactions "
             "would be taken for old ones, so none is applied; stop all workers, run `rerank reset-epoch`, start them"
         )
         self.partition = partition
         self.applied_offset = applied_offset
+
+
+class OtherLogError(TransientError):
+    """The topic of this name is not the one that Redis was made from: offsets mean nothing, nothing is applied."""
+
+    def __init__(self, topic: str, known_id: str, found_id: str) -> None:
+        """Say which topic, its id in Redis and its id on the broker."""
+        super().__init__(
+            f"topic {topic} has id {found_id}, but Redis was made from {known_id}: it was deleted and created again; "
+            "its interactions would be taken for old ones, so none is applied; stop all workers, run "
+            "`rerank reset-epoch`, start them"
+        )
 
 
 class ContestedRowsError(TransientError):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from stream_app.errors import EpochError, PublishError, TransientError
+from stream_app.errors import EpochError, OtherLogError, PublishError, TransientError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Start:
         while True:
             try:
                 return await self._interruptible(attempt)
-            except (PublishError, EpochError):
+            except (PublishError, EpochError, OtherLogError):
                 raise
             except TransientError as error:
                 self._tell(what, error)

@@ -14,7 +14,7 @@ import redis.asyncio as redis_asyncio
 from aiokafka.partitioner import murmur2
 from redis.exceptions import InvalidResponse, ReadOnlyError, RedisClusterException, RedisError
 
-from stream_app.errors import EpochError, ForeignRowsError, StoreBehindError, StoreUnavailableError
+from stream_app.errors import EpochError, ForeignRowsError, OtherLogError, StoreBehindError, StoreUnavailableError
 from stream_app.guarded_calls import (
     BEHIND,
     FOREIGN,
@@ -290,6 +290,26 @@ class RedisStore:
         """
         self._partitions = partitions
         return await self._enter_epoch([self._log_key], partitions, new=False)
+
+    async def claim_log(self, topic_id: str) -> None:
+        """Say from which topic the rows are, if nobody has said anything; "" (a broker without ids) says nothing.
+
+        Raises:
+            OtherLogError: they are from another topic of this name; nothing was said.
+        """
+        if not topic_id:
+            return
+        with unavailable("claim_log"):
+            known: Any = await self.client.hget(self._log_key, "topic_id")
+        if not known:
+            await self.set_log(topic_id)
+        elif known.decode() != topic_id:
+            raise OtherLogError(self._log, known.decode(), topic_id)
+
+    async def set_log(self, topic_id: str) -> None:
+        """Say from which topic the rows are, whatever was said before."""
+        with unavailable("set_log"):
+            await self.client.hset(self._log_key, "topic_id", topic_id)
 
     async def reset_epoch(self, partitions: int) -> int:
         """Start a new epoch of a log with so many partitions, nothing of it applied; return it."""

@@ -22,6 +22,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message, StreamT
 
 from stream_app import failpoints
+from stream_app.topic_identity import topic_id
 
 BATCH_CODEC = "rerank-batch"
 
@@ -283,6 +284,15 @@ class BatchConsumer(driver.Consumer):
         except (KafkaError, TimeoutError, RuntimeError):
             return None
         return int(ends[tp])
+
+    async def topic_id(self, topic: str) -> str:
+        """Return the id of a topic, "" where the broker gives none or does not answer."""
+        try:
+            async with asyncio.timeout(LOG_END_TIMEOUT_S):
+                found: str = await self._thread.call_thread(topic_id, self._thread._ensure_consumer()._client, topic)
+        except (KafkaError, TimeoutError, RuntimeError):
+            return ""
+        return found
 
     def rewind(self, topic: str, partition: int, offset: int) -> None:
         """Read a partition again from `offset`, dropping what was delivered of it and is not done.

@@ -16,7 +16,14 @@ from schemas.limits import Limits
 from stream_app.cache import CachedStore
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
-from stream_app.errors import REBUILDING, EpochError, ForeignRowsError, StoreBehindError, StoreUnavailableError
+from stream_app.errors import (
+    REBUILDING,
+    EpochError,
+    ForeignRowsError,
+    OtherLogError,
+    StoreBehindError,
+    StoreUnavailableError,
+)
 from stream_app.pipeline import apply_interactions
 from stream_app.ports import UserStore
 from stream_app.settings import RedisSettings
@@ -256,6 +263,21 @@ async def test_rows_are_claimed_by_the_first_and_for_no_other_state_space(
         await others.claim_rows()
     await others.claim_rows(cold=True)
     assert await ours.row_space() == space_text(SPACE + 1)
+
+
+@pytest.mark.integration
+async def test_rows_belong_to_the_topic_that_claimed_them_until_the_epoch_is_reset(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    store, _ = two_models
+    await store.claim_log("")
+    await store.claim_log("1a")
+    await store.claim_log("1a")
+    await store.claim_log("")
+    with pytest.raises(OtherLogError, match=r"has id 2b, but Redis was made from 1a.*rerank reset-epoch"):
+        await store.claim_log("2b")
+    await store.set_log("2b")
+    await store.claim_log("2b")
 
 
 @pytest.mark.integration

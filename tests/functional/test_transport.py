@@ -12,6 +12,7 @@ from typing import Any
 import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka.client import AIOKafkaClient
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -150,6 +151,7 @@ async def test_every_private_name_that_the_transport_uses_is_there() -> None:
         ],
         driver.Transport: ["Consumer"],
         AIOKafkaConsumer: ["seek", "highwater", "last_poll_timestamp"],
+        AIOKafkaClient: ["send", "get_random_node"],
     }  # fmt: skip
     missing = [(kind.__name__, name) for kind, of in names.items() for name in of if not hasattr(kind, name)]
     assert missing == []

@@ -144,7 +144,7 @@ async def test_a_log_that_starts_anew_ends_the_worker(
         await empty_the_broker(stack, where)
         await where.create_topics()
         async with client(where) as outsider:
-            worker = await serving(where)
+            worker = launched(where)
             for user in range(20):
                 await outsider.interact(interaction(user_id=f"u-{user}"))
             assert await exit_code(worker) == 1

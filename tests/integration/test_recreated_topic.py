@@ -14,6 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from deploy.local import LocalStack
 from stream_app.state import fence_of
 from tests.builders import interaction
+from tests.fault_kit import launched
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_kit import Site, WorkerProcess, client, site
 
@@ -82,9 +83,10 @@ def reset_epoch(where: Site) -> dict[str, object]:
     return found
 
 
+@pytest.mark.parametrize("since", [8, 400], ids=["shorter than it was", "grown past what was applied"])
 @pytest.mark.parametrize("running", [False, True], ids=["at start", "while it runs"])
 async def test_a_recreated_topic_ends_the_worker_until_the_epoch_is_reset(
-    apache: LocalStack, tmp_path: Path, running: bool
+    apache: LocalStack, tmp_path: Path, running: bool, since: int
 ) -> None:
     where = site(apache, write_tiny_artefact(tmp_path / "artefact"), tmp_path)
     await where.create_topics(PARTITIONS)
@@ -98,15 +100,14 @@ async def test_a_recreated_topic_ends_the_worker_until_the_epoch_is_reset(
             )  # whichever it meets first: no partitions of the log for a while, or a log that starts again
     if not running:
         await recreate(where)
-    await produce(where, 8)
-    with WorkerProcess(where) as worker:
-        log = await ended(worker)
+    await produce(where, since)
+    log = await ended(launched(where))
     assert "rerank reset-epoch" in log
-    assert "ends before offset" in log
+    assert "it was deleted and created again" in log
 
     assert reset_epoch(where) == {"topic": f"{where.prefix}interactions", "epoch": 2}
     with WorkerProcess(where):
-        await until_applied(where, 8)
+        await until_applied(where, since)
     with redis.Redis.from_url(where.redis_url) as connection:
         rows = [connection.get(key) for key in connection.scan_iter(f"{where.prefix}rerank:{{b*}}:u:*")]
     assert {fence_of(row).epoch for row in rows if isinstance(row, bytes)} == {2}
