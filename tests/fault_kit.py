@@ -84,6 +84,7 @@ class Load:
     outsider: Client
     seed: int
     users: int = 30
+    hot_share: float = 0.0  # of all records, those of one more user
     bad_share: float = 0.0
     deadline_ms: int = 5_000
     interactions_per_tick: int = 6
@@ -114,8 +115,13 @@ class Load:
         self.counts[topic] += 1
         self.ends[topic][at.partition] = max(at.offset, self.ends[topic].get(at.partition, -1))
 
+    def _user(self, rng: np.random.Generator) -> str:
+        if self.hot_share and rng.random() < self.hot_share:
+            return "u-hot"
+        return f"u-{rng.integers(self.users)}"
+
     def _interaction(self, rng: np.random.Generator) -> tuple[bytes, bytes | None]:
-        number, user_id = self.counts["made"], f"u-{rng.integers(self.users)}"
+        number, user_id = self.counts["made"], self._user(rng)
         self.counts["made"] += 1
         record = Interaction(
             event_id=f"e-{self.seed}-{number}",
@@ -130,7 +136,7 @@ class Load:
         return user_id.encode(), encode(record)
 
     def _list(self, rng: np.random.Generator) -> tuple[bytes, bytes | None]:
-        request_id, user_id = f"r-{self.seed}-{len(self.request_ids)}", f"u-{rng.integers(self.users)}"
+        request_id, user_id = f"r-{self.seed}-{len(self.request_ids)}", self._user(rng)
         if rng.random() < self.bad_share:
             self.counts["bad_lists"] += 1
             return user_id.encode(), [b"{", None, b"[]"][rng.integers(3)]

@@ -1,8 +1,13 @@
 """What a worker finds out about itself, with fakes for what it looks at."""
 
+import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import pytest
+
+from stream_app import supervision
 from stream_app.breaker import CircuitState
 from stream_app.errors import TransientError
 from stream_app.health import Finding, overall
@@ -152,3 +157,21 @@ def test_started_once_is_started() -> None:
     assert overall(started()) == "failed"
     condition.was_ready = True
     assert overall(started()) == "ok"
+
+
+async def test_a_blocked_event_loop_is_measured_and_fails_livez(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "LOOP_LAG_LIMIT_S", 0.2)
+    telemetry = Telemetry()
+    lag = EventLoopLag(telemetry)
+    live = probes(Condition(), lag)["/livez"]
+    watching = asyncio.create_task(lag.watch())
+    try:
+        await asyncio.sleep(0)
+        time.sleep(0.4)  # noqa: ASYNC251 - what this test is about
+        assert {finding.name: finding.state for finding in live()}["event_loop"] == "failed"
+        observed = "rerank_event_loop_lag_seconds_"
+        while not telemetry.registry.get_sample_value(f"{observed}count"):  # noqa: ASYNC110 - a metric has no event
+            await asyncio.sleep(0.01)
+        assert (telemetry.registry.get_sample_value(f"{observed}sum") or 0.0) >= 0.3
+    finally:
+        watching.cancel()

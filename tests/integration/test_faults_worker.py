@@ -9,9 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from aiokafka import AIOKafkaConsumer
+from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
 from deploy.chaos.skewed_worker import CLOCK_FILE, set_clock
 from deploy.local import LocalStack
+from schemas.topics import CO_PARTITIONED
 from stream_app.failpoints import POINTS
 from tests.fault_kit import Load, exit_code, healed, launched, serving, stop_gracefully, under_load
 from tests.tiny_artefact import write_tiny_artefact
@@ -123,6 +126,28 @@ async def test_workers_that_join_leave_and_die_lose_nothing(where: Site) -> None
         await healed(where, load)
         await stop_gracefully(first)
         await healed(where, load)
+
+
+async def test_a_member_that_comes_and_goes_costs_nothing(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(outsider, SEED) as load:
+            for _ in range(3):
+                member = AIOKafkaConsumer(
+                    *(where.prefix + name for name in CO_PARTITIONED),
+                    bootstrap_servers=where.bootstrap_servers,
+                    group_id=where.worker_environment()["RERANK_GROUP_ID"],
+                    session_timeout_ms=2_000,
+                    heartbeat_interval_ms=400,
+                    enable_auto_commit=False,
+                    partition_assignment_strategy=(RangePartitionAssignor,),
+                )
+                await member.start()
+                await asyncio.sleep(0.5)
+                await member.stop()
+        await healed(where, load)
+        await stop_gracefully(worker)
 
 
 async def test_a_clock_that_jumps_ahead_and_back_moves_no_state_and_ends_no_worker(where: Site) -> None:

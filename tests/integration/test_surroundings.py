@@ -1,0 +1,127 @@
+"""What a worker meets where it runs: a file system it cannot write, a password that changes under it."""
+
+import asyncio
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import redis
+
+from deploy.local import LocalStack
+from deploy.local.redis import RedisServer
+from schemas.records import CandidateList, Slate
+from tests.builders import candidate_list, interaction
+from tests.fault_kit import serving, stop_gracefully, until_log_says
+from tests.tiny_artefact import item_ids, write_tiny_artefact
+from tests.worker_kit import Client, Site, client, site
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+# Every byte to a file is refused from here on, as by a full disk; pipes and sockets are not files.
+_WITHOUT_FILES = """
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+runpy.run_module("stream_app", run_name="__main__", alter_sys=True)
+"""
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artefact(tmp_path_factory.mktemp("artefact") / "tiny")
+
+
+@pytest.fixture
+def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
+    return site(local_stack, artefact, tmp_path)
+
+
+def ask(user_id: str = "u-1", **changes: object) -> CandidateList:
+    fields: dict[str, object] = {
+        "request_id": f"r-{next(_numbers)}",
+        "user_id": user_id,
+        "item_ids": item_ids()[:5],
+        "after": None,
+        "deadline_ms": 20_000,
+        "k": None,
+    }
+    return candidate_list(**(fields | changes))
+
+
+@contextmanager
+def worker_without_files(where: Site, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker that can write no file, at home in an empty directory; yield it ready."""
+    homes = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME"), str(directory))
+    python_path = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _WITHOUT_FILES, "worker"],
+        cwd=directory,
+        env={**where.worker_environment(), **homes, "PYTHONPATH": python_path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_worker_that_can_write_no_file_serves_and_ends_as_any_other(where: Site, tmp_path: Path) -> None:
+    await where.create_topics()
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o555)
+    with worker_without_files(where, empty) as process:
+        async with client(where) as outsider:
+            at = await outsider.interact(interaction())
+            slate = await outsider.ask(ask(after=at))
+            assert (slate.outcome, slate.state.events) == ("ranked", 1)
+        process.terminate()
+        assert await asyncio.to_thread(process.wait, 30) == 0
+    assert list(empty.iterdir()) == []
+
+
+async def until_outcome(outsider: Client, user_id: str, outcome: str) -> Slate:
+    """Ask until a list of a user ends so; return the slate."""
+    while True:
+        slate = await outsider.ask(ask(user_id))
+        if slate.outcome == outcome:
+            return slate
+        await asyncio.sleep(0.1)
+
+
+async def test_a_rotated_password_costs_nothing_until_connections_break_and_a_restart_heals_it(
+    where: Site, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as server, redis.Redis.from_url(server.url) as admin:
+        admin.config_set("requirepass", "first")
+        before = replace(where, redis_url=server.url.replace("://", "://:first@"))
+        after = replace(where, redis_url=server.url.replace("://", "://:second@"))
+        await before.create_topics()
+        async with client(before) as outsider:
+            worker = await serving(before, RERANK_CACHED_USERS="0")
+            assert (await outsider.ask(ask(after=await outsider.interact(interaction())))).state.events == 1
+            admin.config_set("requirepass", "second")
+            assert (await outsider.ask(ask(after=await outsider.interact(interaction())))).state.events == 2
+            admin.client_kill_filter(_type="normal", skipme=True)
+            fallen_back = await until_outcome(outsider, "u-1", "fallback")
+            assert fallen_back.reasons == ["store_unavailable"]
+            at = await outsider.interact(interaction())
+            assert worker.process.is_running
+            await until_log_says(worker, "invalid username-password pair")
+            assert "first" not in worker.log()
+            await stop_gracefully(worker)
+            worker = await serving(after)
+            slate = await outsider.ask(ask(after=at))
+            assert (slate.outcome, slate.state.events) == ("ranked", 3)
+            await stop_gracefully(worker)

@@ -1,0 +1,106 @@
+"""Load that is not the usual one: more than can be served, one user who is half of it, the same request twice."""
+
+import asyncio
+import itertools
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from deploy.local import LocalStack
+from schemas.codec import encode
+from schemas.records import CandidateList, Slate, SlateTiming
+from tests.builders import candidate_list, interaction
+from tests.fault_kit import healed, serving, stop_gracefully, stored_rows, under_load
+from tests.tiny_artefact import item_ids, write_tiny_artefact
+from tests.worker_health import samples, total
+from tests.worker_kit import Site, client, site
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+PARTITIONS = 4
+SEED = 7
+HOUR_MS = 3_600_000
+NO_TIME = SlateTiming(queue=0.0, state=0.0, score=0.0, total=0.0)
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_artefact(tmp_path_factory.mktemp("artefact") / "tiny")
+
+
+@pytest.fixture
+def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
+    return site(local_stack, artefact, tmp_path, RERANK_HTTP__PORT="0")
+
+
+def ask(user_id: str = "u-1", **changes: object) -> CandidateList:
+    fields: dict[str, object] = {
+        "request_id": f"r-{next(_numbers)}",
+        "user_id": user_id,
+        "item_ids": item_ids()[:10],
+        "after": None,
+        "deadline_ms": HOUR_MS,
+        "k": None,
+    }
+    return candidate_list(**(fields | changes))
+
+
+async def test_the_same_request_twice_gets_the_same_slate_twice(where: Site) -> None:
+    await where.create_topics(PARTITIONS)
+    worker = await serving(where)
+    async with client(where) as outsider:
+        at = await outsider.interact(interaction())
+        request = ask(after=at)
+        for _ in range(2):
+            await outsider.send("candidates", b"u-1", encode(request))
+        await outsider.until(lambda: len(outsider.slates) == 2)
+        assert {slate.request_id for slate in outsider.slates} == {request.request_id}
+        first, second = (without_timing(slate) for slate in outsider.slates)
+        assert (first, first.outcome, first.state.events) == (second, "ranked", 1)
+    await stop_gracefully(worker)
+
+
+def without_timing(slate: Slate) -> Slate:
+    return msgspec.structs.replace(slate, timing_ms=NO_TIME)
+
+
+async def test_a_backlog_is_shed_where_it_is_late_ranked_where_it_is_not_and_bounded_in_the_worker(where: Site) -> None:
+    await where.create_topics(PARTITIONS)
+    most = 100
+    clicks = [interaction(event_id=f"e-{n}", user_id=f"u-{n % 40}", item_id=f"i-{n % 20 + 1}") for n in range(4_000)]
+    late, in_time = [ask(f"u-{n % 40}", deadline_ms=1) for n in range(500)], [ask(f"u-{n % 40}") for n in range(500)]
+    async with client(where) as outsider:
+        await outsider.send_many([one for pair in zip(late, in_time, strict=True) for one in pair])
+        await outsider.send_many(clicks)
+        worker = await serving(where, RERANK_KAFKA__MAX_POLL_RECORDS=str(most), RERANK_MICRO_BATCH_LISTS="4")
+        port, unsettled = worker.ready()["http_port"], [0.0]
+        until_s = time.monotonic() + 60.0
+        while len(outsider.slates) < 1_000 or sum(row.events for row in stored_rows(where).values()) < len(clicks):
+            unsettled.append(total(await samples(port), "rerank_unsettled_records"))
+            assert time.monotonic() < until_s, (len(outsider.slates), unsettled[-1])
+            await asyncio.sleep(0.05)
+        outcome_of = {slate.request_id: slate.outcome for slate in outsider.slates}
+        assert {outcome_of[request.request_id] for request in late} == {"shed"}
+        assert {outcome_of[request.request_id] for request in in_time} == {"ranked"}
+        assert len(outsider.slates) == 1_000
+        # Four batches a partition of both inputs, and the poll that was under way when the fourth filled it.
+        assert max(unsettled) <= 2 * PARTITIONS * 5 * most
+    await stop_gracefully(worker)
+
+
+async def test_a_user_who_is_half_of_the_load_costs_nobody_anything(where: Site) -> None:
+    await where.create_topics(PARTITIONS)
+    async with client(where) as outsider:
+        worker = await serving(where)
+        async with under_load(
+            outsider, SEED, hot_share=0.5, interactions_per_tick=40, lists_per_tick=4, deadline_ms=HOUR_MS
+        ) as load:
+            await asyncio.sleep(3.0)
+        ledger = await healed(where, load)
+        assert (ledger.ranked, ledger.applied) == (ledger.requests, ledger.interactions)
+        assert stored_rows(where)["u-hot"].events > 0.4 * ledger.interactions
+        await stop_gracefully(worker)
