@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
@@ -13,11 +14,14 @@ from aiokafka.errors import KafkaError
 from deploy.chaos.plan import BrokerChoice, FaultKind, Strike, Target
 from deploy.chaos.proxy import Proxy, Trouble
 from deploy.chaos.world import PARTITIONS, PREFIX, SESSION_TIMEOUT_S, World, start_again
+from deploy.local.ports import LOOPBACK
+from deploy.local.server import LocalServer
 from schemas.topics import CO_PARTITIONED, topic_name
 
 Fault = Callable[[World, Strike], AbstractAsyncContextManager[None]]
 
 _MEMBER_STAYS_S = 1.5
+_SYNC_S = 10.0
 _FARTHEST_CLOCK_S = 30 * 86_400.0
 _APACHE: tuple[BrokerChoice, ...] = ("apache", "cluster")
 
@@ -137,7 +141,12 @@ async def roll_redis_back(world: World, strike: Strike) -> AsyncIterator[None]:
     yield
     world.redis.kill()
     await start_again(world.redis)
-    (world.redis.directory / "dump.rdb").unlink(missing_ok=True)
+    _forget_snapshot(world.redis)
+
+
+def _forget_snapshot(server: LocalServer) -> None:
+    """Let the next start of a Redis be an empty one."""
+    (server.directory / "dump.rdb").unlink(missing_ok=True)
 
 
 @asynccontextmanager
@@ -146,6 +155,37 @@ async def kill_redis(world: World, strike: Strike) -> AsyncIterator[None]:
     world.redis.kill()
     yield
     await start_again(world.redis)
+
+
+@asynccontextmanager
+async def fail_over_redis(world: World, strike: Strike) -> AsyncIterator[None]:
+    """A replica that had lost touch for a moment takes the place of a killed primary: acknowledged writes are gone."""
+    replica = world.spare_redis
+    if not replica.is_running:
+        await start_again(replica)
+    await asyncio.to_thread(_follow, replica.url, world.redis.port)
+    for server in (world.redis, replica):
+        _forget_snapshot(server)  # both write one to synchronise
+    yield
+    await asyncio.to_thread(_follow_nobody, replica.url)
+    await asyncio.sleep(strike.amount)
+    world.promote_spare_redis()
+
+
+def _follow(url: str, primary_port: int) -> None:
+    """Make a replica of an empty server and wait until it has everything."""
+    with redis.Redis.from_url(url, socket_timeout=5) as client:
+        client.replicaof(LOOPBACK, primary_port)
+        until_s = time.monotonic() + _SYNC_S
+        while client.info("replication")["master_link_status"] != "up":
+            if time.monotonic() > until_s:
+                raise redis.TimeoutError(f"the replica has not caught up in {_SYNC_S:.0f} s")
+            time.sleep(0.05)
+
+
+def _follow_nobody(url: str) -> None:
+    with redis.Redis.from_url(url, socket_timeout=5) as client:
+        client.replicaof("NO", "ONE")
 
 
 @asynccontextmanager
@@ -286,6 +326,7 @@ TABLE: dict[FaultKind, Fault] = {
     FaultKind(name="redis: FLUSHDB", target="redis", steps=(1, 1)): flush_redis,
     FaultKind(name="redis: back with an older snapshot", target="redis", steps=(2, 16)): roll_redis_back,
     FaultKind(name="redis: kill -9, away, back empty", target="redis", steps=(1, 12)): kill_redis,
+    FaultKind(name="redis: failover that loses writes", target="redis", steps=(1, 8)): fail_over_redis,
     FaultKind(name="redis: frozen", target="redis", steps=(1, 16)): freeze_redis,
     FaultKind(name="broker: frozen", target="broker", steps=(1, 12)): freeze_broker,
     FaultKind(name="broker: restart", target="broker", steps=(1, 4), brokers=_APACHE): restart_broker,
@@ -309,5 +350,5 @@ TABLE: dict[FaultKind, Fault] = {
 LEFT_OUT = (
     "clocks of brokers and Redis: only a worker's is moved",
     "embedded broker: kill and restart, for it keeps its log in memory",
-    "Redis failover: one server here; tests/contract has Sentinel and Cluster",
+    "Sentinel and Cluster: a proxy moves the workers to the replica; tests/integration/test_faults_failover.py",
 )

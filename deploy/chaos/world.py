@@ -60,6 +60,7 @@ class World:
         self.nodes: list[LocalServer] = []
         self.broker_links: list[Proxy] = []
         self.redis = RedisServer(place.directory)
+        self.spare_redis = RedisServer(place.directory)  # runs only while it is a replica
         self.redis_link = Proxy("redis")
         self.fleet = Fleet([], say)
         self.outside = Outside("", PREFIX, PARTITIONS)
@@ -148,6 +149,13 @@ class World:
         for link in (self.redis_link, *self.broker_links):
             link.heal()
 
+    def promote_spare_redis(self) -> None:
+        """Kill Redis and send everybody to the spare one, which takes its place; the dead one is the next spare."""
+        self.redis.kill()
+        self.redis, self.spare_redis = self.spare_redis, self.redis
+        self.redis_link.target_port = self.redis.port
+        self.redis_link.reset()
+
     async def heal(self) -> None:
         """Undo what a fault may have left behind: links, the model, clocks, frozen and dead servers."""
         self.heal_links()
@@ -168,6 +176,7 @@ class World:
         await self.redis_link.start()
         running.push_async_callback(self.redis_link.stop)
         running.callback(self.redis.stop)
+        running.callback(self.spare_redis.stop)
         await asyncio.to_thread(self.redis.start)
         self.redis_link.target_port = self.redis.port
 
