@@ -20,10 +20,9 @@ from tests.fault_kit import Load, exit_code, healed, launched, serving, stop_gra
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_kit import Site, WorkerProcess, client, site
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-
 KILLS = int(os.environ.get("RERANK_TEST_KILLS", "8"))
 SEED = int(os.environ.get("RERANK_TEST_SEED", "7"))
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600 + 10 * KILLS)]
 MONTH_S = 30 * 86_400.0
 # A dead member is missed after the session timeout: a short one keeps these tests short.
 QUICK = {
