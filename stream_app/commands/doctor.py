@@ -34,14 +34,16 @@ def doctor(
 
 
 async def _examine(settings: Settings) -> list[Finding]:
-    """Ask all at once; no answer takes longer than `_LONGEST_S`."""
-    groups = await asyncio.gather(
+    """Ask the servers, then look at the artefact, then at the rows; none of the three takes longer than `_LONGEST_S`.
+
+    Importing torch holds the interpreter for seconds: beside it a server that answers at once would seem to be away.
+    """
+    servers = await asyncio.gather(
         _in_time("broker", examine_broker(settings)),
         _in_time("redis", examine_redis(settings.redis, prefix=settings.row_prefix())),
-        _in_time("artefact", _artefact(settings.artefact)),
-        _in_time("rows", examine_rows(settings)),
     )
-    return [finding for group in groups for finding in group]
+    artefact = await _in_time("artefact", _artefact(settings.artefact))
+    return [*servers[0], *servers[1], *artefact, *await _in_time("rows", examine_rows(settings))]
 
 
 async def _artefact(directory: Path | None) -> list[Finding]:

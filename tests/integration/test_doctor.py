@@ -1,6 +1,8 @@
 """The doctor names what is wrong, gives a remedy, never waits long and never shows a secret."""
 
+import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,11 +34,13 @@ from tests.redis_kit import (
     eventually,
     permit,
 )
+from tests.tiny_artefact import write_tiny_artefact
 
 pytestmark = pytest.mark.integration
 
 _DOCTOR = "import typer; from stream_app.commands.doctor import doctor; typer.run(doctor)"
 _LONGEST_S = 15.0
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def verdicts(findings: list[Finding]) -> dict[str, str]:
@@ -227,7 +231,7 @@ def test_servers_that_hang_are_named_in_time(tmp_path: Path, monkeypatch: pytest
             monkeypatch.setenv(name, value)
         done = subprocess.run(
             [sys.executable, "-c", _DOCTOR, "--json"],
-            cwd=Path(__file__).resolve().parents[2],
+            cwd=_ROOT,
             capture_output=True,
             timeout=_LONGEST_S,
             check=False,
@@ -236,3 +240,22 @@ def test_servers_that_hang_are_named_in_time(tmp_path: Path, monkeypatch: pytest
     assert done.returncode == 1
     assert (found["broker"], found["redis"]) == ("fail", "fail")
     assert done.stderr == b""
+
+
+async def test_servers_that_answer_are_well_though_the_artefact_brings_torch(
+    local_stack: LocalStack, topic_prefix: str, tmp_path: Path
+) -> None:
+    settings = {"RERANK_TOPIC_PREFIX": topic_prefix, "RERANK_ARTEFACT": str(write_tiny_artefact(tmp_path / "tiny"))}
+    await create_topics(broker_settings(local_stack.bootstrap_servers, topic_prefix), 1)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _DOCTOR, "--json"],  # a process of its own: this one has torch
+        cwd=_ROOT,
+        env={**os.environ, **local_stack.environment(), **settings},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    answer = json.loads(done.stdout)
+    assert [finding for finding in answer["findings"] if finding["verdict"] == "fail"] == []
+    assert (done.returncode, answer["healthy"]) == (0, True)
