@@ -12,10 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import faust
 from faust.types import TP
-from mode.supervisors import CrashingSupervisor
-from yarl import URL
 
 from schemas.topics import CO_PARTITIONED, dead_letter_name, topic_name
 from stream_app import failpoints
@@ -26,6 +23,7 @@ from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.current_rows import CurrentRows
 from stream_app.errors import SettingsError, TransientError
+from stream_app.faust_app import RerankApp, faust_app
 from stream_app.guarded_store import GuardedStore
 from stream_app.health import HealthServer
 from stream_app.model_watch import ModelWatch
@@ -37,14 +35,11 @@ from stream_app.store import RedisStore, RowCodec
 from stream_app.store_watch import Hooks, StoreWatch
 from stream_app.supervision import Condition, EventLoopLag, Partition, ProgressWatch, Standing, probes, separated
 from stream_app.telemetry import Telemetry
-from stream_app.topic_admin import admin_client, message_limits, partition_counts, topic_problems, topic_specs
-from stream_app.topic_identity import topic_id
-from stream_app.transport import BATCH_CODEC, BatchConsumer, BatchTransport
+from stream_app.topic_admin import OurTopics, our_topics, topic_specs
+from stream_app.transport import BATCH_CODEC, BatchConsumer
 
 logger = logging.getLogger(__name__)
 
-# The transport bounds what is delivered, partition by partition; a full queue of Faust's would block all of them.
-BUFFERED_BATCHES = 1_000_000
 REVOKE_GRACE_S = 2.0
 # Allocations before a collection. A micro-batch allocates thousands of records that die together and hold no
 # cycles; at Python's 700 an interaction costs a fifth more CPU (tests/bench/bench_stages.py).
@@ -61,64 +56,6 @@ class SystemClock:
     def steady_ms(self) -> float:
         """Return milliseconds of the monotonic clock."""
         return time.monotonic() * 1000.0
-
-
-class RerankApp(faust.App):
-    """A Faust app without web server, tables, data directory or leader: all it has is a consumer and two agents."""
-
-    logger = logging.getLogger("faust.app")  # its services tell at INFO every step they take
-    on_ready: Callable[[set[TP]], None]
-
-    def _create_directories(self) -> None:
-        """Create nothing: there are no tables."""
-
-    def on_rebalance_end(self) -> None:
-        """Tell the worker that partitions are assigned and records flow."""
-        super().on_rebalance_end()
-        self.on_ready(set(self.consumer.assignment()))
-
-
-def _ignore_gap(tp: TP, offset: int, records: int) -> None:
-    """Take no note of records that are gone."""
-
-
-def faust_app(
-    settings: Settings,
-    on_start_offsets: Callable[[Mapping[TP, int]], None],
-    on_gap: Callable[[TP, int, int], None] = _ignore_gap,
-) -> RerankApp:
-    """Return the configured app; see docs/faults.md for why each setting is not Faust's default."""
-    kafka = settings.kafka
-    app = RerankApp(
-        settings.group_id,
-        broker=[URL(f"kafka://{server.strip()}") for server in kafka.bootstrap_servers.split(",")],
-        broker_client_id="stream-rerank",
-        broker_session_timeout=kafka.session_timeout_ms / 1000.0,
-        broker_heartbeat_interval=kafka.heartbeat_interval_ms / 1000.0,
-        broker_request_timeout=max(kafka.request_timeout_ms, kafka.session_timeout_ms + 1_000) / 1000.0,
-        broker_commit_interval=kafka.commit_interval_ms / 1000.0,
-        broker_max_poll_records=kafka.max_poll_records,
-        consumer_max_fetch_size=4 * 1_048_576,
-        consumer_auto_offset_reset="earliest",
-        processing_guarantee="at_least_once",
-        stream_buffer_maxsize=BUFFERED_BATCHES,
-        stream_wait_empty=False,
-        topic_disable_leader=True,
-        topic_allow_declare=False,
-        web_enabled=False,
-        agent_supervisor=CrashingSupervisor,
-        autodiscover=False,
-    )
-    app.transport = BatchTransport(
-        app.conf.broker_consumer,
-        app,
-        fetch_max_wait_ms=kafka.fetch_max_wait_ms,
-        max_batch_records=kafka.max_poll_records,
-        on_start_offsets=on_start_offsets,
-        on_gap=on_gap,
-        durable_after_s={topic_name(settings.topic_prefix, "interactions"): settings.redis.durability_window_s()},
-    )
-    return app
 
 
 class Worker:
@@ -171,16 +108,15 @@ class Worker:
         models = ModelWatch(_artefact_path(settings), telemetry=self._telemetry, condition=self._condition)
         artefact = models.artefact
         start = Start(end=self._end, timeout_s=settings.join_timeout_s)
-        partitions, log_id = await start.keep_trying("broker", partial(_interactions_topic, settings))
-        limits = await start.keep_trying("broker", partial(_output_limits, settings))
+        topics = await start.keep_trying("broker", partial(our_topics, settings))
         reranked = topic_name(settings.topic_prefix, "reranked")
-        self._max_slate_bytes = min(self._max_slate_bytes, limits.get(reranked, self._max_slate_bytes))
+        self._max_slate_bytes = min(self._max_slate_bytes, topics.max_bytes.get(reranked, self._max_slate_bytes))
         redis = connect(settings.redis)
         publisher = KafkaPublisher(
             settings.kafka,
             patient=True,
             topics=list(topic_specs(settings.topic_prefix)),
-            max_batch_bytes=min([settings.kafka.max_request_bytes, *limits.values()]),
+            max_batch_bytes=min([settings.kafka.max_request_bytes, *topics.max_bytes.values()]),
         )
         try:
             await start.keep_trying("broker", publisher.start)
@@ -193,7 +129,7 @@ class Worker:
                 scripts=settings.redis.scripts,
                 cluster=is_cluster(redis),
             )
-            epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, partitions, log_id))
+            epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, topics))
             self._condition.redis_answers = True
             spare_the_collector()
             await self._serve(models, rows, publisher, epoch)
@@ -435,33 +371,11 @@ def _artefact_path(settings: Settings) -> Path:
     return settings.artefact
 
 
-async def _interactions_topic(settings: Settings) -> tuple[int, str]:
-    """Return partition count and id of `interactions`, after checking that the topics can serve."""
-    log = topic_name(settings.topic_prefix, "interactions")
-    async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
-        counts = await partition_counts(admin)
-        log_id = await topic_id(admin._client, log)
-    problems = topic_problems(counts, settings.topic_prefix)
-    if problems:
-        raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
-    return counts[log], log_id
-
-
-async def _output_limits(settings: Settings) -> dict[str, int]:
-    """Return the bytes of the largest batch that each output topic takes: a larger one would be refused for ever."""
-    outputs = [
-        topic_name(settings.topic_prefix, "reranked"),
-        *(dead_letter_name(settings.topic_prefix, name) for name in CO_PARTITIONED),
-    ]
-    async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
-        return await message_limits(admin, outputs)
-
-
-async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, partitions: int, log_id: str) -> int:
+async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, topics: OurTopics) -> int:
     await check_connection(redis, settings.redis, prefix=settings.row_prefix())
     await rows.claim_rows(cold=settings.redis.foreign_rows == "cold")
-    await rows.claim_log(log_id)
-    return await rows.enter_epoch(partitions)
+    await rows.claim_log(topics.log_id)
+    return await rows.enter_epoch(topics.partitions)
 
 
 async def _within(seconds: float, *waits: Awaitable[object]) -> None:

@@ -13,9 +13,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
-from schemas.topics import CO_PARTITIONED, DEAD_LETTERS, TOPICS, TopicSpec, topic_name
+from schemas.topics import CO_PARTITIONED, DEAD_LETTERS, TOPICS, TopicSpec, dead_letter_name, topic_name
 from stream_app.errors import SettingsError, TransientError
 from stream_app.settings import KafkaSettings, Settings
+from stream_app.topic_identity import topic_id
 
 _TIMEOUT_S = 15.0
 _VISIBLE_POLL_S = 0.1
@@ -36,6 +37,15 @@ class TopicProblem:
 
     message: str
     remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OurTopics:
+    """What a worker must know of its topics."""
+
+    partitions: int  # of interactions, and of candidates
+    log_id: str  # id of the topic of interactions, "" where the broker gives none
+    max_bytes: Mapping[str, int]  # of a batch for each output: a larger one would be refused for ever
 
 
 async def create_topics(
@@ -102,6 +112,30 @@ def topic_specs(prefix: str) -> dict[str, TopicSpec]:
 
 def _co_partitioned(prefix: str) -> list[str]:
     return [topic_name(prefix, name) for name in CO_PARTITIONED]
+
+
+async def our_topics(settings: Settings) -> OurTopics:
+    """Return what a worker must know of its topics.
+
+    Raises:
+        SettingsError: they cannot serve; what to do.
+        TransientError: the broker did not answer in time.
+    """
+    log = topic_name(settings.topic_prefix, "interactions")
+    outputs = [
+        topic_name(settings.topic_prefix, "reranked"),
+        *(dead_letter_name(settings.topic_prefix, name) for name in CO_PARTITIONED),
+    ]
+    async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
+        counts = await partition_counts(admin)
+        problems = topic_problems(counts, settings.topic_prefix)
+        if problems:
+            raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
+        return OurTopics(
+            partitions=counts[log],
+            log_id=await topic_id(admin._client, log),
+            max_bytes=await message_limits(admin, outputs),
+        )
 
 
 @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
-from stream_app.app import faust_app
+from stream_app.faust_app import faust_app
 from stream_app.settings import Settings
 from stream_app.transport import BatchConsumer, FetchedBatch
 
