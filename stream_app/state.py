@@ -43,7 +43,7 @@ class Fence(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class UserRow(msgspec.Struct, frozen=True, gc=False):
-    """One user's state. msgspec, not dataclass: built once an interaction (tests/bench/bench_state.py)."""
+    """One user's state. A Struct, for one is built once an interaction (tests/bench/bench_stages.py)."""
 
     events: int
     last_event_time_ms: int

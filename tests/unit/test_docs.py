@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from stream_app.telemetry import Telemetry
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+PACKAGES = "schemas|models|stream_app|deploy|tests"
 CODE_ROW = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 
 
@@ -174,11 +176,35 @@ def test_every_python_example_compiles(path: Path) -> None:
         compile(block, f"{path.name}[{number}]", "exec")
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_test_named_exists(path: Path) -> None:
-    sources = "\n".join(source.read_text() for source in ROOT.glob("tests/**/*.py"))
-    defined = set(re.findall(r"def (test_\w+)", sources))
-    assert set(re.findall(r"`(test_\w+)`", path.read_text())) - defined == set()
+def wrong_names(text: str, defined: set[str]) -> set[str]:
+    """Return the tests, files and modules of the repository that a text names and that are not there."""
+    wrong = set(re.findall(r"\b(?:test|bench)_\w+", text)) - defined
+    wrong |= {name for name in re.findall(rf"\b(?:{PACKAGES})/[\w/]+\.py\b", text) if not (ROOT / name).exists()}
+    modules = {name: ROOT / name.replace(".", "/") for name in re.findall(rf"-m ((?:{PACKAGES})(?:\.\w+)*)", text)}
+    return wrong | {
+        name for name, at in modules.items() if not at.with_suffix(".py").exists() and not (at / "__main__.py").exists()
+    }
+
+
+def test_the_table_of_floors_is_the_one_that_make_arch_checks() -> None:
+    contracts = tomllib.loads(page("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["name"] == "the floors of the worker"]
+    rows = re.findall(r"^\| \d+ \| ([^|]+) \|", section(page("DESIGN.md"), "## Floors"), re.MULTILINE)
+    shown = [re.findall(r"`([\w.]+)`", row) for row in rows]
+    assert shown == [[name.removeprefix("stream_app.") for name in layer.split(" | ")] for layer in layers]
+
+
+def test_every_test_file_and_module_named_exists() -> None:
+    sources = [source for package in PACKAGES.split("|") for source in (ROOT / package).rglob("*.py")]
+    texts = {path: path.read_text(encoding="utf-8") for path in (*sources, *PAGES, ROOT / "Makefile")}
+    defined = set(re.findall(r"\bdef ((?:test|bench)_\w+)", "\n".join(texts.values()))) | {one.stem for one in sources}
+    found = {str(path.relative_to(ROOT)): wrong_names(text, defined) for path, text in texts.items()}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_a_name_that_is_not_there_is_found() -> None:
+    stranger, path, module = "_".join(("test", "of", "nothing")), "/".join(("tests", "none.py")), "tests.none"
+    assert wrong_names(f"`{stranger}` in {path}, run by python -m {module}", set()) == {stranger, path, module}
 
 
 def test_the_model_example_is_an_artefact_that_loads_and_ranks(tmp_path: Path) -> None:

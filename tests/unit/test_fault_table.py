@@ -9,8 +9,8 @@ from tests.fault_table import BEGIN, END, read_report, replaced, report_line, se
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 REPORT = """<testsuites><testsuite name="pytest" errors="0" failures="1" skipped="1" tests="4" time="12.3"
  timestamp="2026-01-02T03:04:05.6+00:00" hostname="h">
-<testcase name="test_a[one]"/><testcase name="test_a[two]"><failure/></testcase>
-<testcase name="test_b"/><testcase name="test_c"><skipped/></testcase>
+<testcase name="a[one]"/><testcase name="a[two]"><failure/></testcase>
+<testcase name="b"/><testcase name="c"><skipped/></testcase>
 </testsuite></testsuites>"""
 
 
@@ -27,7 +27,7 @@ def test_every_row_has_a_test_or_says_why_not() -> None:
 def test_of_the_cases_of_a_test_the_worst_counts(tmp_path: Path) -> None:
     report = tmp_path / "embedded.xml"
     report.write_text(REPORT)
-    assert read_report(report) == {"test_a": "failed", "test_b": "passed", "test_c": "skipped"}
+    assert read_report(report) == {"a": "failed", "b": "passed", "c": "skipped"}
     assert report_line(report) == "embedded, 2026-01-02 03:04: 4 cases, 1 failed, 1 skipped, 12 s"
 
 
