@@ -166,17 +166,23 @@ async def partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
 
 async def message_limits(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
     """Return `max.message.bytes` of topics, without those that the broker does not tell."""
+    found = await topic_configs(admin, names)
+    return {name: int(config["max.message.bytes"]) for name, config in found.items() if "max.message.bytes" in config}
+
+
+async def topic_configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return the settings of topics under Kafka's names, {} if the broker tells none; who may not ask is told none."""
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     try:
         answers = await admin.describe_configs(resources)
     except KafkaError:
         return {}
     return {
-        resource["resource_name"]: int(entry["config_value"])
+        resource["resource_name"]: {
+            entry["config_names"]: entry["config_value"] for entry in resource["config_entries"]
+        }
         for answer in answers
         for resource in answer.to_object()["resources"]
-        for entry in resource["config_entries"]
-        if entry["config_names"] == "max.message.bytes"
     }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterator, Mapping
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
@@ -10,10 +11,11 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.admin import ApiVersionRequest
 
+from schemas.topics import TopicSpec
 from stream_app.commands.findings import Finding, fail, ok, skip, warn
 from stream_app.errors import TransientError
 from stream_app.settings import KafkaSettings, Settings
-from stream_app.topic_admin import admin_client, message_limits, partition_counts, topic_problems, topic_specs
+from stream_app.topic_admin import admin_client, partition_counts, topic_configs, topic_problems, topic_specs
 
 _TIMEOUT_S = 3.0
 _PRODUCE, _FETCH = 0, 1
@@ -111,25 +113,43 @@ async def _idempotence(kafka: KafkaSettings) -> Finding:
     return ok("idempotent producer", "accepted")
 
 
-async def _message_sizes(admin: AIOKafkaAdminClient, prefix: str) -> list[Finding]:
-    """Warn of a topic that takes less than the contract says; a broker that does not tell is not asked again."""
+async def _topic_configs(admin: AIOKafkaAdminClient, prefix: str) -> list[Finding]:
+    """Warn of topics that are not as the contract says; of what the broker does not tell nothing is said."""
     specs = topic_specs(prefix)
-    limits = await message_limits(admin, specs)
-    wanted = {name: int(spec.kafka_config()["max.message.bytes"]) for name, spec in specs.items()}
-    return [
-        warn(
-            "message size",
-            f"topic {name!r} takes at most {limit} bytes, not {wanted[name]}: larger records are refused or cut",
-            f"set its max.message.bytes to {wanted[name]}",
-        )
-        for name, limit in limits.items()
-        if limit < wanted[name]
+    found = await topic_configs(admin, specs)
+    return [*_record_times(specs, found), *_message_sizes(specs, found)]
+
+
+def _record_times(specs: Mapping[str, TopicSpec], found: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+    kind = "message.timestamp.type"
+    by_workers = [
+        name
+        for name, config in found.items()
+        if specs[name].broker_time and config.get(kind) not in (None, specs[name].kafka_config()[kind])
     ]
+    if by_workers:
+        yield warn(
+            "record times",
+            f"topics {', '.join(by_workers)} take a worker's time: a clock that is an hour ahead ends its worker",
+            f"set their {kind} to LogAppendTime (docs/operators.md, Topics)",
+        )
+
+
+def _message_sizes(specs: Mapping[str, TopicSpec], found: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+    kind = "max.message.bytes"
+    for name, config in found.items():
+        wanted = specs[name].kafka_config()[kind]
+        if int(config.get(kind, wanted)) < int(wanted):
+            yield warn(
+                "message size",
+                f"topic {name!r} takes at most {config[kind]} bytes, not {wanted}: larger records are refused or cut",
+                f"set its {kind} to {wanted}",
+            )
 
 
 async def _topics(admin: AIOKafkaAdminClient, prefix: str) -> list[Finding]:
     counts = await partition_counts(admin)
     problems = topic_problems(counts, prefix)
     if not problems:
-        return [ok("topics", f"all there, prefix {prefix!r}"), *await _message_sizes(admin, prefix)]
+        return [ok("topics", f"all there, prefix {prefix!r}"), *await _topic_configs(admin, prefix)]
     return [fail("topics", problem.message, problem.remedy) for problem in problems]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 import typer
+from aiokafka.admin import NewTopic
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from stream_app.commands.doctor_broker import examine_broker
 from stream_app.commands.doctor_redis import examine_redis
 from stream_app.commands.findings import Finding
 from stream_app.settings import KafkaSettings, RedisSettings, Settings
-from stream_app.topic_admin import create_topics
+from stream_app.topic_admin import admin_client, create_topics
 from tests.redis_kit import (
     COMMANDS,
     PASSWORD,
@@ -202,6 +203,18 @@ async def test_a_session_timeout_that_the_broker_refuses_fails(tmp_path: Path, k
             found = verdicts(await examine_broker(broker_settings(broker.address, "", ours_ms)))
             assert found["session timeout"] == verdict
             assert found["idempotent producer"] == "ok"
+
+
+@pytest.mark.kafka
+async def test_topics_that_take_the_time_of_a_worker_s_clock_are_named(tmp_path: Path, kafka_home: Path | None) -> None:
+    with ApacheKafka(tmp_path, kafka_home, heap_megabytes=256) as broker:
+        settings = broker_settings(broker.address, "old-")
+        async with admin_client(settings.kafka, 10) as admin:
+            await admin.create_topics([NewTopic("old-reranked", 1, 1)])
+        await create_topics(settings, 1)
+        told = {finding.check: finding for finding in await examine_broker(settings)}
+    assert told["record times"].verdict == "warn"
+    assert told["record times"].message.startswith("topics old-reranked take a worker's time")
 
 
 def run_doctor(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, dict[str, Any]]:
