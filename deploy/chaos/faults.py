@@ -68,7 +68,7 @@ def move_clock(sign: int) -> Fault:
     @asynccontextmanager
     async def act(world: World, strike: Strike) -> AsyncIterator[None]:
         worker, ahead_s = world.fleet.workers[strike.index], sign * _FARTHEST_CLOCK_S**strike.amount
-        world.say(f"    the clock of worker {worker.number} is {ahead_s:+.0f} s ahead")
+        world.say(f"    its clock is set by {ahead_s:+.0f} s")
         worker.set_clock(ahead_s=ahead_s)
         yield
         worker.set_clock(ahead_s=0.0)
