@@ -127,7 +127,7 @@ class CandidateList(Struct, frozen=True, kw_only=True):
     k: SlateLength | None = None
     deadline_ms: DeadlineMs | None = None
     after: After | None = None
-    explain: Annotated[bool, Meta(description="Ask for explanations in the slate.")] = False
+    explain: Annotated[bool, Meta(description="Ask for explanations in the slate.")] | None = None
     context: OpenFields | None = None
 
 

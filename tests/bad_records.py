@@ -166,7 +166,7 @@ def _wrong_types(topic: str) -> _Cases:
             "retrieval_scores": ("0.9", 0.9, True, ["0.9", "0.7"], [0.9, None], [0.9, True], {"i-1": 0.9}),
             "k": ("10", True, 1.5, [10]),
             "deadline_ms": ("80", True, 80.5),
-            "explain": ("true", 1, 0, None, []),
+            "explain": ("true", 1, 0, []),
             "after": (1041, "2:1041", [2, 1041], {"partition": "2", "offset": 1041}, {"partition": 2, "offset": True}),
         },
     }

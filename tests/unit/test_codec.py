@@ -65,6 +65,29 @@ def test_an_odd_record_is_served(record: OddRecord) -> None:
     assert decode(record.topic, record.key, record.value) is not None
 
 
+_RECORDS: dict[type[msgspec.Struct], tuple[Decoder, bytes, bytes]] = {
+    Interaction: (decode_interaction, b"u-1", good_value("interactions")),
+    CandidateList: (decode_candidate_list, b"u-1", good_value("candidates")),
+    Item: (decode_item, b"i-1", encode(item(item_id="i-1"))),
+}
+
+
+@pytest.mark.parametrize(
+    ("record_type", "name"),
+    [
+        (record_type, field.name)
+        for record_type in _RECORDS
+        for field in msgspec.structs.fields(record_type)
+        if not field.required
+    ],
+)
+def test_null_in_any_optional_field_counts_as_absent(record_type: type[msgspec.Struct], name: str) -> None:
+    decoder, key, value = _RECORDS[record_type]
+    absent = {field: found for field, found in orjson.loads(value).items() if field != name}
+    with_null, without = (orjson.dumps(fields) for fields in (absent | {name: None}, absent))
+    assert decoder(key, with_null, DEFAULT_LIMITS) == decoder(key, without, DEFAULT_LIMITS)
+
+
 def test_the_corpus_has_unique_names_and_every_code() -> None:
     names = [record.name for record in BAD_RECORDS] + [record.name for record in ODD_RECORDS]
     assert len(names) == len(set(names))
