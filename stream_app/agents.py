@@ -23,6 +23,7 @@ from stream_app.pipeline import (
     MODEL_NONFINITE,
     Answer,
     Applied,
+    Deadlines,
     ListRequest,
     Ranked,
     Ranker,
@@ -77,7 +78,7 @@ class AgentContext:
     limits: Limits
     epoch: int
     future_tolerance_ms: int
-    deadline_ms: int
+    deadlines: Deadlines
     reranked_topic: str
     dead_letter_topics: Mapping[str, str]
     max_output_bytes: int
@@ -304,7 +305,7 @@ class ListsAgent(Agent):
                 batch.records,
                 batch,
                 limits=context.limits,
-                default_deadline_ms=context.deadline_ms,
+                deadlines=context.deadlines,
                 backlog_at_ms=context.clock.now_ms() if len(batch.records) > self._max_records else None,
             )
             requests += decoded

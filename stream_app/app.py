@@ -27,6 +27,7 @@ from stream_app.faust_app import RerankApp, faust_app
 from stream_app.guarded_store import GuardedStore
 from stream_app.health import HealthServer
 from stream_app.model_watch import ModelWatch
+from stream_app.pipeline import Deadlines
 from stream_app.ports import AppliedOffsets, InService, RowSource
 from stream_app.publisher import KafkaPublisher
 from stream_app.settings import Settings
@@ -155,7 +156,7 @@ class Worker:
             limits=settings.limits(),
             epoch=epoch,
             future_tolerance_ms=settings.future_tolerance_ms,
-            deadline_ms=settings.deadline_ms,
+            deadlines=Deadlines(default_ms=settings.deadline_ms, most_ms=settings.max_deadline_ms),
             reranked_topic=topic_name(settings.topic_prefix, "reranked"),
             dead_letter_topics={
                 topic_name(settings.topic_prefix, name): dead_letter_name(settings.topic_prefix, name)

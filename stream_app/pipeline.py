@@ -63,6 +63,19 @@ LONG_AGO_MS = float("-inf")  # a deadline that has passed whatever the clock say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """How long lists may wait, from their Kafka time on: one that asks for more holds its partition no longer."""
+
+    default_ms: float
+    most_ms: float
+
+    def of(self, record: Record, asked_ms: int | None) -> float:
+        """Return the time, on the clock of the record's Kafka time, when the answer to a list is useless."""
+        allowed_ms = self.default_ms if asked_ms is None else min(asked_ms, self.most_ms)
+        return record.timestamp + allowed_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
     """What became of a micro-batch of interactions."""
 
@@ -195,7 +208,7 @@ def decode_lists(
     batch: Batch,
     *,
     limits: Limits,
-    default_deadline_ms: float,
+    deadlines: Deadlines,
     backlog_at_ms: float | None = None,
 ) -> tuple[list[ListRequest], list[DeadLetter]]:
     """Decode candidate lists; deadlines count from the record's Kafka time.
@@ -207,7 +220,7 @@ def decode_lists(
     for record in records:
         if backlog_at_ms is not None:
             head = peek_candidate_list(record.key, record.value, limits)
-            if head is not None and backlog_at_ms >= record.timestamp + (head.deadline_ms or default_deadline_ms):
+            if head is not None and backlog_at_ms >= deadlines.of(record, head.deadline_ms):
                 requests.append(ListRequest(record, _without_items(head), LONG_AGO_MS, batch))
                 continue
         try:
@@ -215,8 +228,7 @@ def decode_lists(
         except DecodeError as error:
             dead_letters.append(dead_letter(record, error))
             continue
-        allowed_ms = default_deadline_ms if request.deadline_ms is None else request.deadline_ms
-        requests.append(ListRequest(record, request, record.timestamp + allowed_ms, batch))
+        requests.append(ListRequest(record, request, deadlines.of(record, request.deadline_ms), batch))
     return requests, dead_letters
 
 

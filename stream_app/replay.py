@@ -18,7 +18,7 @@ from schemas.dead_letter import DeadLetter
 from schemas.limits import Limits
 from schemas.topics import CO_PARTITIONED
 from stream_app.errors import SettingsError
-from stream_app.pipeline import Answer, ListRequest, Ranker, apply_interactions, decode_lists
+from stream_app.pipeline import Answer, Deadlines, ListRequest, Ranker, apply_interactions, decode_lists
 from stream_app.ports import AppliedOffsets, Record, Serving
 from stream_app.scorer import Artefact
 from stream_app.state import FoldCounts
@@ -27,8 +27,9 @@ from stream_app.telemetry import Telemetry
 
 INTERACTIONS, CANDIDATES = CO_PARTITIONED
 MICRO_BATCH_RECORDS = 1_000
-EPOCH = 1
 NO_DEADLINE_MS = float("inf")
+NO_DEADLINES = Deadlines(default_ms=NO_DEADLINE_MS, most_ms=NO_DEADLINE_MS)
+EPOCH = 1
 
 SlateSink = Callable[[int, Answer], None]
 """Takes a slate with its number: slates are numbered in the order of their candidate records in the log."""
@@ -227,9 +228,7 @@ class Replay:
     async def _rank_pending(self) -> None:
         records, self._lists = self._lists, []
         self._listed_keys.clear()
-        requests, dead_letters = decode_lists(
-            records, _NobodyWaits(), limits=self._limits, default_deadline_ms=NO_DEADLINE_MS
-        )
+        requests, dead_letters = decode_lists(records, _NobodyWaits(), limits=self._limits, deadlines=NO_DEADLINES)
         self._count_dead_letters(dead_letters)
         for request in requests:
             number, self._numbered = self._numbered, self._numbered + 1

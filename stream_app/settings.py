@@ -1,9 +1,9 @@
 """Settings: one frozen object, read once from `RERANK_...` variables (docs/operators.md lists them)."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -29,6 +29,15 @@ class KafkaSettings(BaseModel):
     max_poll_records: int = Field(default=1_000, ge=1)
     max_request_bytes: int = Field(default=4 * 1_048_576, ge=65_536)
     idempotence: Literal["auto", "on", "off"] = "auto"
+
+    @model_validator(mode="after")
+    def _heartbeats_keep_the_session(self) -> Self:
+        if 2 * self.heartbeat_interval_ms > self.session_timeout_ms:
+            raise ValueError(
+                f"RERANK_KAFKA__HEARTBEAT_INTERVAL_MS={self.heartbeat_interval_ms} is more than half of "
+                f"RERANK_KAFKA__SESSION_TIMEOUT_MS={self.session_timeout_ms}: one lost beat would cost all partitions"
+            )
+        return self
 
 
 class RedisSettings(BaseModel):
@@ -82,6 +91,7 @@ class Settings(BaseSettings):
     group_id: str = Field(default="rerank", min_length=1, max_length=200)
     topic_prefix: str = Field(default="", max_length=100, pattern=r"^[A-Za-z0-9._-]*$")
     deadline_ms: int = Field(default=1_000, ge=1)
+    max_deadline_ms: int = Field(default=600_000, ge=1)
     max_message_bytes: int = Field(default=Limits().max_message_bytes, ge=1_024)
     max_candidates: int = Field(default=Limits().max_candidates, ge=1)
     micro_batch_interactions: int = Field(default=1_000, ge=1)
@@ -93,6 +103,14 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=10.0, gt=0)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     failpoint: str = Field(default="", pattern=failpoints.PATTERN)
+
+    @model_validator(mode="after")
+    def _deadlines_agree(self) -> Self:
+        if self.deadline_ms > self.max_deadline_ms:
+            raise ValueError(
+                f"RERANK_DEADLINE_MS={self.deadline_ms} is more than RERANK_MAX_DEADLINE_MS={self.max_deadline_ms}"
+            )
+        return self
 
     def row_prefix(self) -> str:
         """Return the first part of every Redis key; unless it is set, topics of another prefix get another one.
@@ -121,6 +139,8 @@ def load_settings() -> Settings:
 
 
 def _sentence(item: ErrorDetails) -> str:
+    if item["type"] == "value_error":  # two settings that cannot both hold name themselves
+        return f"{item['ctx']['error']}; the process does not start; correct one of them"
     name = ENV_PREFIX + "__".join(str(part).upper() for part in item["loc"])
     if item["type"] == "extra_forbidden":  # a misspelt name may hold a password
         return f"{name}: no such setting; the process does not start; correct the name or unset it"

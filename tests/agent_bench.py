@@ -7,9 +7,12 @@ from schemas.codec import decode_slate
 from schemas.limits import Limits
 from schemas.records import Slate
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
+from stream_app.pipeline import Deadlines
 from stream_app.ports import AppliedOffsets, InService, Serving, UserStore
 from stream_app.telemetry import Telemetry
 from tests.fakes import FakeClock, FakeStream, RecordingPublisher, memory_store, serving
+
+MAX_DEADLINE_MS = 600_000
 
 TOPICS = {"interactions": "interactions.dlq", "candidates": "candidates.dlq"}
 
@@ -40,7 +43,7 @@ class Bench:
             limits=Limits(),
             epoch=1,
             future_tolerance_ms=0,
-            deadline_ms=1_000,
+            deadlines=Deadlines(default_ms=1_000, most_ms=MAX_DEADLINE_MS),
             reranked_topic="reranked",
             dead_letter_topics=TOPICS,
             max_output_bytes=self.max_output_bytes,

@@ -24,7 +24,7 @@ from schemas.limits import Limits
 from stream_app.app import SystemClock, spare_the_collector
 from stream_app.cache import CachedStore
 from stream_app.features import gather
-from stream_app.pipeline import Ranker, apply_interactions, decode_interactions, decode_lists
+from stream_app.pipeline import Deadlines, Ranker, apply_interactions, decode_interactions, decode_lists
 from stream_app.ports import AppliedOffsets, Serving
 from stream_app.scorer import load_artefact
 from stream_app.slate import select
@@ -36,6 +36,7 @@ LISTS, LISTS_AT_ONCE = 3_200, 32
 STATE_SIZE = 65
 SPACE = 1
 FUTURE_MS = 10**12  # nothing is late
+DEADLINES = Deadlines(default_ms=1_000.0, most_ms=FUTURE_MS * 2)
 
 
 class InstantStore:
@@ -119,7 +120,7 @@ async def time_lists(watch: Stopwatch, serving: Serving, workload: Workload, sto
     for start in range(0, LISTS, LISTS_AT_ONCE):
         some, count = records[start : start + LISTS_AT_ONCE], LISTS_AT_ONCE
         with watch.time("decode", count):
-            requests, _ = decode_lists(some, Waiting(), limits=Limits(), default_deadline_ms=1_000.0)
+            requests, _ = decode_lists(some, Waiting(), limits=Limits(), deadlines=DEADLINES)
         lists = [request.request for request in requests]
         rows = await store.load([one.user_id for one in lists])
         with watch.time("gather", count):
@@ -128,7 +129,7 @@ async def time_lists(watch: Stopwatch, serving: Serving, workload: Workload, sto
             scores = serving.model.score(batch)
         with watch.time("select", count):
             select(scores, batch.mask, [one.k for one in lists])
-        requests, _ = decode_lists(some, Waiting(), limits=Limits(), default_deadline_ms=1_000.0)
+        requests, _ = decode_lists(some, Waiting(), limits=Limits(), deadlines=DEADLINES)
         with watch.time("whole path after decode", count):
             async for _ in ranker.rank(requests):
                 pass

@@ -11,7 +11,7 @@ from stream_app.agents import ATTEMPTS, InteractionsAgent, ListsAgent
 from stream_app.errors import ContestedRowsError, ModelError, PublishError, StoreUnavailableError
 from stream_app.ports import UserStore
 from stream_app.state import Fence, FloatArray, Progress, RowUpdate, UserRow
-from tests.agent_bench import Bench
+from tests.agent_bench import MAX_DEADLINE_MS, Bench
 from tests.bad_records import bad_records
 from tests.builders import candidate_list, interaction
 from tests.fakes import (
@@ -330,6 +330,16 @@ async def test_a_list_past_its_deadline_is_shed_before_any_work() -> None:
     [slate] = bench.slates()
     assert (slate.outcome, slate.reasons, slate.item_ids) == ("shed", ["deadline"], [])
     assert model.calls == 0
+    assert batch.done
+
+
+async def test_a_list_waits_for_its_after_no_longer_than_the_worker_allows() -> None:
+    bench = Bench(clock=FakeClock(RECORD_TIME_MS + MAX_DEADLINE_MS))
+    batch = bench.stream.put(
+        request(after=After(partition=0, offset=9), deadline_ms=2**53 - 1), request(1, deadline_ms=MAX_DEADLINE_MS + 1)
+    )
+    await bench.lists()
+    assert [slate.outcome for slate in bench.slates()] == ["shed", "shed"]
     assert batch.done
 
 

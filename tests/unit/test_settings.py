@@ -53,6 +53,25 @@ def test_a_wrong_value_is_refused_with_its_variable_and_value(
     assert str(caught.value).endswith(f"; the process does not start; correct or unset {name}")
 
 
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (("RERANK_DEADLINE_MS", "RERANK_MAX_DEADLINE_MS"), ("601", "600")),
+        (("RERANK_KAFKA__HEARTBEAT_INTERVAL_MS", "RERANK_KAFKA__SESSION_TIMEOUT_MS"), ("3001", "6000")),
+    ],
+)
+def test_two_settings_that_cannot_both_hold_are_refused_together(
+    monkeypatch: pytest.MonkeyPatch, names: tuple[str, str], values: tuple[str, str]
+) -> None:
+    for name, value in zip(names, values, strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    for name, value in zip(names, values, strict=True):
+        assert f"{name}={value}" in str(caught.value)
+    assert str(caught.value).endswith("; the process does not start; correct one of them")
+
+
 def test_a_misspelt_nested_name_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_REDIS__PASSWROD", "canary")
     with pytest.raises(SettingsError, match="RERANK_REDIS__PASSWROD: no such setting") as caught:
