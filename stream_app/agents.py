@@ -165,6 +165,7 @@ class InteractionsAgent(Agent):
             try:
                 applied = await self._apply(list(chain.from_iterable(batch.records for batch in current)))
             except StoreBehindError as error:
+                self.retrying = False
                 self._context.rewind(error.partition, error.applied_offset)
                 # The other partitions are not read again: what is in hand of them is all there will be.
                 current = [batch for batch in current if batch.partition != error.partition and not batch.dropped]
@@ -202,33 +203,43 @@ class InteractionsAgent(Agent):
         first.counts.add(second.counts)
         return Applied(counts=first.counts, dead_letters=first.dead_letters + second.dead_letters)
 
-    async def _skip(self, record: Record, error: Exception) -> Applied:
+    async def _skip(self, record: Record, error: Exception) -> Applied | None:
         """Go on past a record that hit a bug: the store must know that no hole is there."""
-        progress = self._context.applied.progress([record])
-        await self._context.store.save([], progress)
-        self._advance(progress)
-        return Applied(counts=FoldCounts(), dead_letters=[internal_error(record, error)])
 
-    def _advance(self, progress: Sequence[Progress]) -> None:
-        for step in progress:
-            self._context.applied.advance(step.partition, step.offset)
+        async def skip(progress: Sequence[Progress]) -> Applied:
+            await self._context.store.save([], progress)
+            return Applied(counts=FoldCounts(), dead_letters=[internal_error(record, error)])
+
+        return await self._with_retries([record], skip)
 
     async def _apply_with_retries(self, records: Sequence[Record]) -> Applied | None:
+        context = self._context
+
+        async def apply(progress: Sequence[Progress]) -> Applied:
+            failpoints.reach("before_save")
+            applied = await apply_interactions(
+                records,
+                serving=context.in_service.serving,
+                store=context.store,
+                epoch=context.epoch,
+                limits=context.limits,
+                future_tolerance_ms=context.future_tolerance_ms,
+                progress=progress,
+            )
+            failpoints.reach("after_save")
+            return applied
+
+        return await self._with_retries(records, apply)
+
+    async def _with_retries(
+        self, records: Sequence[Record], attempt: Callable[[Sequence[Progress]], Awaitable[Applied]]
+    ) -> Applied | None:
+        """Attempt until it is done, or until asked to stop (None); then take note of how far the records lead."""
         context, pause_s, attempts, failures = self._context, RETRY_FIRST_S, 0, 0
         progress = context.applied.progress(records)
         while not self._stop.is_set():
             try:
-                failpoints.reach("before_save")
-                applied = await apply_interactions(
-                    records,
-                    serving=context.in_service.serving,
-                    store=context.store,
-                    epoch=context.epoch,
-                    limits=context.limits,
-                    future_tolerance_ms=context.future_tolerance_ms,
-                    progress=progress,
-                )
-                failpoints.reach("after_save")
+                applied = await attempt(progress)
             except (StoreBehindError, EpochError):
                 raise
             except TransientError as error:
@@ -241,7 +252,8 @@ class InteractionsAgent(Agent):
                 logger.warning("event=retry attempt=%s records=%s %s", attempts, len(records), error)
             else:
                 self.retrying = False
-                self._advance(progress)
+                for step in progress:
+                    context.applied.advance(step.partition, step.offset)
                 return applied
             await self._pause(pause_s)
             pause_s = min(2.0 * pause_s, RETRY_MOST_S)
@@ -300,7 +312,7 @@ class ListsAgent(Agent):
 
     async def _process(self, batches: Sequence[FetchedBatch]) -> None:
         context, requests = self._context, []
-        for batch in batches:
+        for batch in (batch for batch in batches if not batch.dropped):  # what was revoked is answered elsewhere
             decoded, dead_letters = decode_lists(
                 batch.records,
                 batch,

@@ -125,6 +125,13 @@ async def test_an_interaction_that_hits_a_bug_is_isolated() -> None:
     assert batch.done
 
 
+async def test_going_on_past_a_bug_waits_for_redis_too() -> None:
+    bench = Bench(store=FailingStore(memory_store(), failing_saves=2), serving=serving(BuggyModel()))
+    batch = bench.stream.put(click(0, "i-2"))
+    await bench.interactions()
+    assert (bench.codes(), bench.failures, batch.done) == (["internal_error"], [], True)
+
+
 async def test_interactions_wait_for_redis_and_none_is_lost() -> None:
     store = FailingStore(memory_store(), failing_loads=2, failing_saves=1)
     bench = Bench(store=store)
@@ -217,6 +224,23 @@ async def test_a_dropped_batch_is_left_alone() -> None:
     await bench.interactions()
     assert not batch.done
     assert [row.events for row in await bench.store.load(["u-1"])] == [0]
+
+
+async def test_a_dropped_batch_of_lists_is_answered_elsewhere() -> None:
+    bench = Bench()
+    batch = bench.stream.put(request(), FakeRecord(topic="candidates", offset=1, value=b"{"))
+    batch.dropped = True
+    await bench.lists()
+    assert (bench.publisher.sent, batch.done) == ([], False)
+
+
+async def test_an_agent_whose_partition_is_read_again_waits_for_nothing_any_more() -> None:
+    bench = Bench(store=FailingStore(memory_store(), failing_saves=1))
+    bench.applied.advance(0, 9)
+    bench.stream.put(click(10))
+    agent = InteractionsAgent(bench.context(), max_records=1_000)
+    await bench.run(agent)
+    assert (bench.rewinds, agent.retrying) == ([(0, -1)], False)
 
 
 async def test_asked_to_stop_while_redis_is_away_nothing_is_settled() -> None:
