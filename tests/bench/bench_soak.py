@@ -1,9 +1,10 @@
 """A soak: millions of interactions through one worker, with lists and rubbish between them; is anything growing?
 
 Memory, descriptors and asyncio tasks of the worker are noted every second, and its memory is fitted against the
-interactions it has applied. The first quarter is left out: caches fill, allocators find their size.
+interactions it has applied. The first third is left out: a row grows until its ring of items is full (50 interactions
+of its user), and the cache until it is full of such rows.
 
-    python -m tests.bench.bench_soak [--interactions 2000000] [--users 400000] [--out out/bench-soak.json]
+    python -m tests.bench.bench_soak [--interactions 4000000] [--users 10000] [--cached-users 5000]
 """
 
 import argparse
@@ -33,7 +34,7 @@ CHUNK = 50_000  # interactions that are produced together
 LISTS_A_CHUNK = 1_000
 BAD_EVERY = 1_000
 NO_DEADLINE_MS = 86_400_000
-WARM_UP_SHARE = 0.25
+WARM_UP_SHARE = 1 / 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,7 @@ async def soak(
     await create_topics(settings, PARTITIONS)
     chunks = max(1, options.interactions // CHUNK)
     looks: list[Look] = []
-    async with bench_worker(stack, directory, PREFIX, {}) as worker:
+    async with bench_worker(stack, directory, PREFIX, {"RERANK_CACHED_USERS": str(options.cached_users)}) as worker:
 
         async def until(interactions: int, slates: int) -> None:
             while True:
@@ -97,7 +98,7 @@ async def soak(
 
 
 def summarise(looks: Sequence[Look], lists: int) -> dict[str, Any]:
-    """Return slopes and ranges after the first quarter of the interactions."""
+    """Return slopes and ranges after the first third of the interactions."""
     timed = [one for one in looks if one.applied >= WARM_UP_SHARE * looks[-1].applied]
     millions = np.array([one.applied for one in timed]) / 1e6
     rss_mb = np.array([one.rss_mb for one in timed])
@@ -136,8 +137,9 @@ def plot(looks: Sequence[Look], path: Path) -> None:
 def main() -> None:
     """Print and save the numbers."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--interactions", type=int, default=2_000_000)
-    parser.add_argument("--users", type=int, default=400_000, help="more than the worker caches")
+    parser.add_argument("--interactions", type=int, default=4_000_000)
+    parser.add_argument("--users", type=int, default=10_000)
+    parser.add_argument("--cached-users", type=int, default=5_000, help="fewer than there are: the cache is full")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path("out/bench-soak.json"))
     options = parser.parse_args()
