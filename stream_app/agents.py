@@ -380,6 +380,7 @@ class ListsAgent(Agent):
         answers = await self._that_fit(answers)
         if not answers:
             return
+        failpoints.reach("before_publish")
         await self._free_publishes.acquire()
         acknowledged = await self._context.publisher.send([self._output(answer) for answer in answers])
         task = asyncio.create_task(self._settle(acknowledged, answers))

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 
-POINTS = ("before_save", "after_save", "after_publish", "before_commit", "after_commit")
+POINTS = ("before_save", "after_save", "before_publish", "after_publish", "before_commit", "after_commit")
 ACTIONS = ("kill", "raise", "stop")
 PATTERN = rf"^(({'|'.join(POINTS)})(:[1-9][0-9]{{0,8}}(:({'|'.join(ACTIONS)}))?)?)?$"
 

@@ -78,7 +78,7 @@ async def test_a_bug_at_each_fail_point_is_survived_or_ends_the_worker_with_noth
     await where.create_topics()
     async with client(where) as outsider:
         async with under_load(outsider, SEED) as load:
-            for point in ("after_publish", "before_commit", "after_commit"):
+            for point in ("before_publish", "after_publish", "before_commit", "after_commit"):
                 ended = await serving(where, RERANK_FAILPOINT=f"{point}:3:raise")
                 assert await exit_code(ended) == 1, point
             for point in ("before_save", "after_save"):
