@@ -186,18 +186,21 @@ class InteractionsAgent(Agent):
             offsets.finish(batch.partition, batch.records[-1].offset)
             batch.settle(len(batch.records))
 
-    async def _apply(self, records: Sequence[Record]) -> Applied | None:
-        """Apply the records; isolate one that hits a bug by halving until it stands alone."""
+    async def _apply(self, records: Sequence[Record], *, tried: bool = False) -> Applied | None:
+        """Apply the records; isolate one that hits a bug, by halving, until it has hit one twice and stands alone."""
         try:
             return await self._apply_with_retries(records)
         except TransientError:
             raise
         except Exception as error:
-            if len(records) == 1:
+            if len(records) == 1 and tried:
                 logger.exception("event=internal_error topic=%s offset=%s", records[0].topic, records[0].offset)
                 return await self._skip(records[0], error)
+        if len(records) == 1:
+            return await self._apply(records, tried=True)
         middle = len(records) // 2
-        first, second = await self._apply(records[:middle]), await self._apply(records[middle:])
+        first = await self._apply(records[:middle], tried=True)
+        second = await self._apply(records[middle:], tried=True)
         if first is None or second is None:
             return None
         first.counts.add(second.counts)
@@ -342,15 +345,20 @@ class ListsAgent(Agent):
         if some:
             yield some
 
-    async def _rank(self, requests: Sequence[ListRequest]) -> None:
-        """Rank and publish, part by part; isolate a list that hits a bug by ranking each alone."""
+    async def _rank(self, requests: Sequence[ListRequest], *, tried: bool = False) -> None:
+        """Rank and publish, part by part; isolate a list that hits a bug by ranking each alone, once more."""
         left = {id(request): request for request in requests}
         parts = self._ranker().rank(requests)
         while True:
             try:
                 ranked = await anext(parts, None)
             except Exception as error:  # noqa: BLE001 - isolated below, and logged there
-                await self._isolate(list(left.values()), error)
+                if tried and len(left) == 1:
+                    (request,) = left.values()
+                    await self._give_up(request, error)
+                else:
+                    for request in left.values():
+                        await self._rank([request], tried=True)
                 return
             if ranked is None:
                 return
@@ -359,15 +367,11 @@ class ListsAgent(Agent):
             self._park(ranked)
             await self._publish(ranked.answers)
 
-    async def _isolate(self, requests: Sequence[ListRequest], error: Exception) -> None:
-        if len(requests) > 1:
-            for request in requests:
-                await self._rank([request])
-            return
-        record = requests[0].record
+    async def _give_up(self, request: ListRequest, error: Exception) -> None:
+        record = request.record
         logger.error("event=internal_error topic=%s offset=%s", record.topic, record.offset, exc_info=error)
         await self._publish_dead_letters([internal_error(record, error)])
-        requests[0].batch.settle()
+        request.batch.settle()
 
     def _park(self, ranked: Ranked) -> None:
         if ranked.waiting:

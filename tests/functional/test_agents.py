@@ -51,6 +51,15 @@ class BuggyModel(HalvingModel):
         return super().score(batch)
 
 
+class PassingBug(HalvingModel):
+    """Hits a bug in its first call, and never again."""
+
+    def _call(self) -> None:
+        super()._call()
+        if self.calls == 1:
+            raise ZeroDivisionError("a bug")
+
+
 class ContestedStore:
     """Refuses what is folded: somebody else was faster, every time."""
 
@@ -123,6 +132,18 @@ async def test_an_interaction_that_hits_a_bug_is_isolated() -> None:
     assert [row.events for row in await bench.store.load(["a", "b", "c"])] == [1, 0, 1]
     assert bench.codes() == ["internal_error"]
     assert batch.done
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+async def test_a_bug_that_passes_costs_no_record(count: int) -> None:
+    applying, ranking = Bench(serving=serving(PassingBug())), Bench(serving=serving(PassingBug()))
+    applying.stream.put(*(click(n) for n in range(count)))
+    ranking.stream.put(*(request(n, request_id=f"r-{n}") for n in range(count)))
+    await applying.interactions()
+    await ranking.lists()
+    assert [row.events for row in await applying.store.load(["u-1"])] == [count]
+    assert [slate.outcome for slate in ranking.slates()] == ["ranked"] * count
+    assert (applying.codes(), ranking.codes()) == ([], [])
 
 
 async def test_going_on_past_a_bug_waits_for_redis_too() -> None:
