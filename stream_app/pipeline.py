@@ -340,9 +340,16 @@ class Ranker:
         try:
             rows = loading.result()
         except StoreUnavailableError:
-            return [], self._without_store(requests, started_ms)
+            # An `after` that is not applied yet has time until the deadline, whatever the store says now.
+            waiting = [request for request in requests if not self._is_reached(request)]
+            others = self._without_store([request for request in requests if self._is_reached(request)], started_ms)
+            return [], Ranked(answers=others.answers, waiting=waiting)
         loaded = [(request, rows[request.request.user_id]) for request in requests]
         return [], self._rank(loaded, self._applied.still(known), started_ms)
+
+    def _is_reached(self, request: ListRequest) -> bool:
+        after = request.request.after
+        return after is None or reached(after, None, self._applied.offsets)
 
     def _without_store(self, requests: Sequence[ListRequest], started_ms: float) -> Ranked:
         return Ranked(

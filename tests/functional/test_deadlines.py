@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from schemas.records import CandidateList
+from schemas.records import After, CandidateList
 from stream_app.breaker import CircuitBreaker, CircuitState
 from stream_app.cache import CachedStore
 from stream_app.errors import StoreUnavailableError
@@ -107,6 +107,14 @@ async def test_a_store_slower_than_the_budget_is_no_store() -> None:
     store = guarded(HungStore(memory_store()), budget_ms=5.0)
     [part] = await answers_of(ranker(store), [a_list("u-1", deadline_ms=60_000.0)])
     assert told(part) == {"u-1": FELL_BACK}
+
+
+async def test_a_list_whose_after_is_not_applied_yet_outwaits_a_store_that_is_away() -> None:
+    one = ranker(FailingStore(memory_store(), failing_loads=1))
+    ahead = a_list("ahead", deadline_ms=60_000.0, after=After(partition=0, offset=9))
+    [ranked] = [part async for part in one.rank([ahead, a_list("u-1", deadline_ms=60_000.0)])]
+    assert told(ranked.answers) == {"u-1": FELL_BACK}
+    assert ranked.waiting == [ahead]
 
 
 async def test_after_failures_in_a_row_redis_is_not_asked_until_a_probe_is_due() -> None:
