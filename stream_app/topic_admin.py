@@ -33,10 +33,11 @@ class TopicReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicProblem:
-    """Why the topics cannot serve, and what to do."""
+    """What is wrong with topics, and what to do; `stops_workers`: they cannot serve."""
 
     message: str
     remedy: str
+    stops_workers: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +84,22 @@ async def check_topics(settings: Settings, timeout_s: float = _TIMEOUT_S) -> lis
 
 
 def topic_problems(counts: Mapping[str, int], prefix: str) -> list[TopicProblem]:
-    """Return what is wrong with topics of these partition counts: one is missing, or counts differ."""
+    """Return what is wrong with topics of these partition counts: some are missing, or counts differ."""
     problems = []
+    required = _required(prefix)
     missing = [name for name in topic_specs(prefix) if name not in counts]
-    if missing:
-        problems.append(
-            TopicProblem(
-                message=f"topics {', '.join(missing)}: not there, no worker starts",
-                remedy="rerank topics create --partitions N",
+    for names, consequence, stops_workers in (
+        ([name for name in missing if name in required], "no worker starts", True),
+        ([name for name in missing if name not in required], "no worker needs them", False),
+    ):
+        if names:
+            problems.append(
+                TopicProblem(
+                    message=f"topics {', '.join(names)}: not there, {consequence}",
+                    remedy="rerank topics create --partitions N",
+                    stops_workers=stops_workers,
+                )
             )
-        )
     found = {name: counts[name] for name in _co_partitioned(prefix) if name in counts}
     if len(set(found.values())) > 1:
         told = ", ".join(f"{name!r} has {count}" for name, count in found.items())
@@ -110,6 +117,16 @@ def topic_specs(prefix: str) -> dict[str, TopicSpec]:
     return {topic_name(prefix, spec.name): spec for spec in (*TOPICS, *DEAD_LETTERS)}
 
 
+def _outputs(prefix: str) -> list[str]:
+    """Return the full names of the topics that a worker writes."""
+    return [topic_name(prefix, "reranked"), *(dead_letter_name(prefix, name) for name in CO_PARTITIONED)]
+
+
+def _required(prefix: str) -> frozenset[str]:
+    """Return the topics without which a worker cannot do its work: the others of the table are for others."""
+    return frozenset((*_co_partitioned(prefix), *_outputs(prefix)))
+
+
 def _co_partitioned(prefix: str) -> list[str]:
     return [topic_name(prefix, name) for name in CO_PARTITIONED]
 
@@ -122,19 +139,15 @@ async def our_topics(settings: Settings) -> OurTopics:
         TransientError: the broker did not answer in time.
     """
     log = topic_name(settings.topic_prefix, "interactions")
-    outputs = [
-        topic_name(settings.topic_prefix, "reranked"),
-        *(dead_letter_name(settings.topic_prefix, name) for name in CO_PARTITIONED),
-    ]
     async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
         counts = await partition_counts(admin)
-        problems = topic_problems(counts, settings.topic_prefix)
+        problems = [one for one in topic_problems(counts, settings.topic_prefix) if one.stops_workers]
         if problems:
             raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
         return OurTopics(
             partitions=counts[log],
             log_id=await topic_id(admin._client, log),
-            max_bytes=await message_limits(admin, outputs),
+            max_bytes=await message_limits(admin, _outputs(settings.topic_prefix)),
         )
 
 

@@ -150,6 +150,9 @@ def _message_sizes(specs: Mapping[str, TopicSpec], found: Mapping[str, Mapping[s
 async def _topics(admin: AIOKafkaAdminClient, prefix: str) -> list[Finding]:
     counts = await partition_counts(admin)
     problems = topic_problems(counts, prefix)
-    if not problems:
-        return [ok("topics", f"all there, prefix {prefix!r}"), *await _topic_configs(admin, prefix)]
-    return [fail("topics", problem.message, problem.remedy) for problem in problems]
+    findings = [
+        (fail if problem.stops_workers else warn)("topics", problem.message, problem.remedy) for problem in problems
+    ]
+    if any(problem.stops_workers for problem in problems):
+        return findings
+    return [*(findings or [ok("topics", f"all there, prefix {prefix!r}")]), *await _topic_configs(admin, prefix)]

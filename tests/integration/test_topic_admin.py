@@ -52,8 +52,9 @@ async def test_create_twice_leaves_what_exists_as_it_is(settings: Settings) -> N
 
 
 async def test_a_check_does_not_create_what_it_asks_for(settings: Settings) -> None:
-    (problem,) = await check_topics(settings)
-    assert problem.message == f"topics {', '.join(topic_specs(settings.topic_prefix))}: not there, no worker starts"
+    told = [problem.message for problem in await check_topics(settings)]
+    assert len(told) == 2
+    assert all(any(name in message for message in told) for name in topic_specs(settings.topic_prefix))
     assert not any(name.startswith(settings.topic_prefix) for name in await counts_on(settings))
 
 

@@ -1,5 +1,7 @@
 """What `rerank topics check` calls a problem."""
 
+import pytest
+
 from stream_app.topic_admin import TopicProblem, topic_problems, topic_specs
 
 
@@ -15,14 +17,36 @@ def test_topics_of_others_are_not_ours() -> None:
     assert topic_problems(equal_counts(4) | {"orders": 9}, "") == []
 
 
-def test_missing_topics_are_named_with_their_prefix() -> None:
+@pytest.mark.parametrize("name", ["interactions", "candidates", "reranked", "interactions.dlq", "candidates.dlq"])
+def test_a_topic_that_a_worker_reads_or_writes_stops_it(name: str) -> None:
     counts = equal_counts(4, "shop-")
-    del counts["shop-items"], counts["shop-interactions.dlq"]
+    del counts[f"shop-{name}"]
     assert topic_problems(counts, "shop-") == [
         TopicProblem(
-            message="topics shop-items, shop-interactions.dlq: not there, no worker starts",
+            message=f"topics shop-{name}: not there, no worker starts",
             remedy="rerank topics create --partitions N",
+            stops_workers=True,
         )
+    ]
+
+
+def test_other_topics_that_are_missing_stop_no_worker() -> None:
+    counts = equal_counts(4, "shop-")
+    del counts["shop-items"], counts["shop-items.dlq"]
+    assert topic_problems(counts, "shop-") == [
+        TopicProblem(
+            message="topics shop-items, shop-items.dlq: not there, no worker needs them",
+            remedy="rerank topics create --partitions N",
+            stops_workers=False,
+        )
+    ]
+
+
+def test_missing_topics_are_told_apart_by_what_they_stop() -> None:
+    needed = "interactions, candidates, reranked, interactions.dlq, candidates.dlq"
+    assert [(one.message, one.stops_workers) for one in topic_problems({}, "")] == [
+        (f"topics {needed}: not there, no worker starts", True),
+        ("topics items, items.dlq: not there, no worker needs them", False),
     ]
 
 
