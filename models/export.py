@@ -6,6 +6,7 @@ The only module of `models` that touches `torch.jit`.
 import hashlib
 import io
 import json
+import os
 import shutil
 import uuid
 import zipfile
@@ -53,7 +54,7 @@ def write_artefact(
     item_vectors is (N+1, V), row 0 the cold-start vector and row r+1 that of item_ids[r]. The version is a digest of
     the contents. Raises ExportError when a check fails or when the directory holds something that is not an artefact.
     """
-    _check_replaceable(directory)
+    check_replaceable(directory)
     _check_items(item_ids, item_vectors, network)
     scripted = script(network)
     golden = check_scripted(network, scripted, item_vectors)
@@ -218,14 +219,23 @@ def _check_items(item_ids: Sequence[str], item_vectors: npt.NDArray[np.float32],
         raise ExportError("item ids repeat or hold a line break; nothing was written, mend the log")
 
 
-def _check_replaceable(directory: Path) -> None:
+def check_replaceable(directory: Path) -> None:
+    """Raise ExportError unless an artefact can be written as `directory`; for whoever trains for minutes before."""
+    if directory.resolve() == Path.cwd():
+        raise ExportError(f"{directory}: is where you stand; nothing was written, name a directory below it")
+    above = next(one for one in directory.absolute().parents if one.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ExportError(f"{directory}: {above} cannot be written to; nothing was written, name another directory")
     replaceable = not directory.exists() or (directory / manifests.MANIFEST_FILE).is_file()
     if not replaceable and not (directory.is_dir() and not any(directory.iterdir())):
         raise ExportError(f"{directory}: exists and is not an artefact; nothing was written, name another directory")
 
 
 def _replace(directory: Path, staging: Path) -> None:
-    """Put the staged artefact in place; a reader sees the old one or the new one, whole."""
+    """Put the staged artefact in place. A reader sees the old one or the new one, whole, or for a moment none.
+
+    A worker that looks in that moment keeps what it serves: stream_app/model_watch.py.
+    """
     if directory.exists():
         retired = staging.with_name(f"{staging.name}.retired")
         directory.rename(retired)

@@ -41,12 +41,16 @@ def train(
     json_output: JsonOption = False,
 ) -> None:
     """Train a model on the first 80 % of a log and write it as an artefact."""
-    from models.export import ExportError, Labels, write_artefact
+    from models.export import ExportError, Labels, check_replaceable, write_artefact
     from models.log import split_by_time
     from models.manifest import Training
     from models.training import Recipe, TrainingError
     from models.training import train as fit
 
+    try:
+        check_replaceable(out)
+    except ExportError as error:
+        _refuse(str(error))
     log = _read(data, seed)
     m = split_by_time(log)
     started_s = time.monotonic()

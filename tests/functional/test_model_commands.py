@@ -85,3 +85,31 @@ def test_evaluating_a_directory_without_artefact_ends_with_exit_code_2(tmp_path:
     result = rerank("evaluate", "--artefact", tmp_path, "--data", log)
     assert result.exit_code == 2
     assert "rerank train" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["skip", "impression"])
+def test_a_log_that_teaches_nothing_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
+    data = tmp_path / "log.jsonl"
+    lines = [
+        encode(interaction(event_id=f"e-{n}", user_id=f"u-{n % 5}", item_id=f"i-{n % 7}", kind=kind, event_time_ms=n))
+        for n in range(200)
+    ]
+    data.write_bytes(b"\n".join(lines) + b"\n")
+    result = rerank("train", "--data", data, "--out", tmp_path / "a")
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("out", [".", "taken", "file", "file/below"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").touch()
+    (tmp_path / "file").touch()
+    result = rerank("train", "--data", "no-such-log.jsonl", "--out", out)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{out}: ")
+    assert result.stderr.count("\n") == 1
