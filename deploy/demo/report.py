@@ -96,7 +96,14 @@ def differences(measured: Measured) -> dict[str, float]:
 
 
 def verdict(measured: Measured) -> str | None:
-    """Return what is wrong with the run, None when the stream and the offline evaluator agree."""
+    """Return what is wrong with the run, None when all was ranked and the stream and the offline evaluator agree."""
+    unranked = {arm: measured.ledger.outcomes[arm].total() - measured.ledger.outcomes[arm]["ranked"] for arm in ARMS}
+    if any(unranked.values()):
+        told = ", ".join(f"{count} of {arm}" for arm, count in unranked.items() if count)
+        return (
+            f"lists not ranked ({told}): Redis, the model or the time did not suffice; the numbers above are not "
+            "to be trusted; run it on a quieter machine, or see the reasons in the slates"
+        )
     apart = {arm: difference for arm, difference in differences(measured).items() if not difference <= TOLERANCE}
     if not apart:
         return None

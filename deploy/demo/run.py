@@ -32,6 +32,7 @@ from stream_app.topic_admin import create_topics
 
 PARTITIONS = 4
 EMBEDDED_FETCH_WAIT_MS = 5  # the embedded broker answers a fetch only when its wait is over
+REDIS_BUDGET_MS = 10_000  # a busy laptop must rank every list, however long its Redis waits for a core
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +148,7 @@ def place_of(stack: LocalStack) -> Place:
         "RERANK_TOPIC_PREFIX": prefix,
         "RERANK_GROUP_ID": f"{mark}worker",
         "RERANK_REDIS__KEY_PREFIX": f"{mark}rerank",
+        "RERANK_REDIS__BUDGET_MS": str(REDIS_BUDGET_MS),
     }
     if stack.broker_kind == "embedded":
         environment["RERANK_KAFKA__FETCH_MAX_WAIT_MS"] = str(EMBEDDED_FETCH_WAIT_MS)

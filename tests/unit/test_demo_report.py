@@ -101,3 +101,9 @@ def test_the_table_says_how_many_lists_a_number_rests_on_and_how_many_were_not_r
 def test_a_plain_table_is_aligned_text() -> None:
     table = Table(head=["name", "value"], rows=[["a", "1.5"], ["longer", "22.25"]])
     assert plain(table) == "name    value\na         1.5\nlonger  22.25"
+
+
+def test_a_list_that_was_not_ranked_is_a_complaint() -> None:
+    complaint = verdict(measured(outcome="fallback"))
+    assert complaint is not None
+    assert complaint.startswith("lists not ranked (1 of live, 1 of strict, 1 of frozen): ")
