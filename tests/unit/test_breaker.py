@@ -10,7 +10,9 @@ from stream_app.pace import Pace
 FAILURES = 3
 PROBE_AFTER_MS = 500.0
 # A step is how much later it is, and what a call would get: an answer, none, or nobody tells.
-STEPS = st.lists(st.tuples(st.floats(0.0, 2_000.0), st.sampled_from(["answer", "none", "untold"])), max_size=60)
+# Halves of milliseconds, which add up without rounding.
+PAUSES_MS = st.integers(0, 4_000).map(lambda halves: halves / 2.0)
+STEPS = st.lists(st.tuples(PAUSES_MS, st.sampled_from(["answer", "none", "untold"])), max_size=60)
 
 
 def breaker() -> CircuitBreaker:
