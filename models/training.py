@@ -86,7 +86,7 @@ def train(
     if len(rows.items) == 0:
         raise TrainingError(f"{m} interactions and none that moves a user; nothing to train on, name a longer log")
     if not rows.wanted.any():
-        raise TrainingError(f"{m} interactions and none with an item that was wanted; nothing to train on, name another")
+        raise TrainingError(f"{m} interactions and none with an item that was wanted; nothing to train on")
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(recipe.seed)
         trainee = Trainee(NETWORKS[recipe.model](recipe.dim, kinds), rows, recipe)

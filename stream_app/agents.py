@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import chain
 
 from faust.types import StreamT
@@ -86,7 +86,11 @@ class AgentContext:
     fail: Callable[[Exception], None]
     list_rows: RowSource | None = None  # what lists load from; None: the store
     at_hand: RowsAtHand = no_rows_at_hand
-    max_slate_bytes: int | None = None  # what its topic takes; None: as much as any output
+    topic_bytes: Mapping[str, int] = field(default_factory=dict)  # what a topic takes, where it takes less
+
+    def most_bytes(self, topic: str) -> int:
+        """Return the bytes of the largest record that can be produced to a topic."""
+        return min(self.max_output_bytes, self.topic_bytes.get(topic, self.max_output_bytes))
 
 
 class Agent:
@@ -143,11 +147,12 @@ class Agent:
         """Publish and wait: a dead letter is an outcome, so it must be safe before its input is settled."""
         if not dead_letters:
             return
+        context = self._context
+        topics = [context.dead_letter_topics[letter.topic] for letter in dead_letters]
+        cut = [letter.within(context.most_bytes(topic)) for topic, letter in zip(topics, dead_letters, strict=True)]
         records = [
-            OutputRecord(
-                self._context.dead_letter_topics[letter.topic], letter.key, letter.value, letter.record_headers()
-            )
-            for letter in (letter.within(self._context.max_output_bytes) for letter in dead_letters)
+            OutputRecord(topic, letter.key, letter.value, letter.record_headers())
+            for topic, letter in zip(topics, cut, strict=True)
         ]
         await (await self._context.publisher.send(records))
         for letter in dead_letters:
@@ -280,6 +285,8 @@ class ListsAgent(Agent):
         }
         self._parked: list[ListRequest] = []
         self._parked_some = asyncio.Event()
+        self._none_unparked = asyncio.Event()
+        self._none_unparked.set()
         self._publishes: set[asyncio.Task[None]] = set()
         self._free_publishes = asyncio.Semaphore(OUTSTANDING_PUBLISHES)
 
@@ -306,6 +313,7 @@ class ListsAgent(Agent):
     async def drained(self) -> None:
         """Return when nothing is in hand and every answer is acknowledged; parked lists do not count."""
         await super().drained()
+        await self._none_unparked.wait()
         while self._publishes:
             await asyncio.wait(self._publishes)
 
@@ -381,7 +389,7 @@ class ListsAgent(Agent):
 
     async def _publish(self, answers: Sequence[Answer]) -> None:
         """Enqueue the answers in order; settle their lists when the broker has them all."""
-        answers = await self._that_fit(answers)
+        answers = await self._that_fit([answer for answer in answers if not answer.to.batch.dropped])
         if not answers:
             return
         failpoints.reach("before_publish")
@@ -396,7 +404,7 @@ class ListsAgent(Agent):
 
         What is too large even so is a dead letter: the broker would refuse it with its neighbours, again and again.
         """
-        limit_bytes, fitting = self._context.max_slate_bytes or self._context.max_output_bytes, []
+        limit_bytes, fitting = self._context.most_bytes(self._context.reranked_topic), []
         for answer in answers:
             if self._output(answer).most_bytes() <= limit_bytes:
                 fitting.append(answer)
@@ -459,10 +467,10 @@ class ListsAgent(Agent):
     async def watch_parked(self) -> None:
         """Rank parked lists as soon as the interaction they wait for is applied; at their deadline call them stale.
 
-        Runs beside `run`, for ever.
+        Runs beside `run`, until asked to stop: what is parked then comes again.
         """
         applied = self._context.applied
-        while True:
+        while not self._stop.is_set():
             await self._parked_some.wait()
             soonest_ms = min((request.deadline_ms for request in self._parked), default=0.0)
             wait_s = max(0.0, soonest_ms - self._context.clock.now_ms()) / 1000.0
@@ -472,11 +480,16 @@ class ListsAgent(Agent):
             except TimeoutError:
                 pass
             applied.changed.clear()
+            if self._stop.is_set():
+                return
+            self._none_unparked.clear()
             try:
                 await self._unpark(self._context.clock.now_ms())
             except Exception as error:  # noqa: BLE001 - as in run: the worker stops, nothing is acked
                 self._context.fail(error)
                 return
+            finally:
+                self._none_unparked.set()
 
     async def _unpark(self, now_ms: float) -> None:
         ready, late, waiting = [], [], []

@@ -74,7 +74,6 @@ class Worker:
         self._condition = Condition()
         self._loop_lag = EventLoopLag(self._telemetry)
         self._http_port: int | None = None
-        self._max_slate_bytes = settings.kafka.max_request_bytes
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT (0), or until something fails that a restart may mend (1)."""
@@ -110,8 +109,6 @@ class Worker:
         artefact = models.artefact
         start = Start(end=self._end, timeout_s=settings.join_timeout_s)
         topics = await start.keep_trying("broker", partial(our_topics, settings))
-        reranked = topic_name(settings.topic_prefix, "reranked")
-        self._max_slate_bytes = min(self._max_slate_bytes, topics.max_bytes.get(reranked, self._max_slate_bytes))
         redis = connect(settings.redis)
         publisher = KafkaPublisher(
             settings.kafka,
@@ -133,13 +130,15 @@ class Worker:
             epoch = await start.keep_trying("Redis", partial(_enter_epoch, redis, settings, rows, topics))
             self._condition.redis_answers = True
             spare_the_collector()
-            await self._serve(models, rows, publisher, epoch)
+            await self._serve(models, rows, publisher, topics, epoch)
         finally:
             # A producer flushes first, and goes on trying for as long as the broker is away.
             await _within(0.15 * settings.grace_s, publisher.stop())
             await redis.aclose()
 
-    async def _serve(self, models: ModelWatch, rows: RedisStore, publisher: KafkaPublisher, epoch: int) -> None:
+    async def _serve(
+        self, models: ModelWatch, rows: RedisStore, publisher: KafkaPublisher, topics: OurTopics, epoch: int
+    ) -> None:
         """Run the app until the end is asked for, then let the agents finish and commit."""
         settings = self._settings
         store = CachedStore(rows, max_users=settings.cached_users)
@@ -163,7 +162,7 @@ class Worker:
                 for name in CO_PARTITIONED
             },
             max_output_bytes=settings.kafka.max_request_bytes,
-            max_slate_bytes=self._max_slate_bytes,
+            topic_bytes=topics.max_bytes,
             rewind=rewind,
             fail=self._fail,
             list_rows=guarded,
@@ -194,6 +193,8 @@ class Worker:
                 self._progress_watch(app, interactions, lists, guarded, publisher).watch(),
             )
         ]
+        for task in tasks:
+            task.add_done_callback(self._on_task_ended)
         tasks += self._start(app)
         await self._end.wait()
         self._condition.stopping = True
@@ -336,6 +337,11 @@ class Worker:
         if not self._end.is_set():
             self._fail(TransientError(f"the consumer stopped by itself: {app.crash_reason!r}; restart the worker"))
 
+    def _on_task_ended(self, task: "asyncio.Task[None]") -> None:
+        """End the worker with a task that broke: nobody would do its work."""
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._fail(error)
+
     def _fail(self, error: Exception) -> None:
         """End the worker with its input unacked."""
         if self._condition.failure is None:
@@ -374,8 +380,8 @@ def _artefact_path(settings: Settings) -> Path:
 
 async def _enter_epoch(redis: Any, settings: Settings, rows: RedisStore, topics: OurTopics) -> int:
     await check_connection(redis, settings.redis, prefix=settings.row_prefix())
-    await rows.claim_rows(cold=settings.redis.foreign_rows == "cold")
     await rows.claim_log(topics.log_id)
+    await rows.claim_rows(cold=settings.redis.foreign_rows == "cold")
     return await rows.enter_epoch(topics.partitions)
 
 

@@ -13,8 +13,8 @@ class CurrentRows:
     """What candidate lists load from: a Redis that came back empty or older would make every user a stranger.
 
     The store watch notices that twice a second, a save at once; a list that loads before either must not be ranked
-    from rows that lack what its `after` names. So the progress is read after the rows: one more trip, for users that
-    are not cached.
+    from rows that lack what its `after` names. So the progress is read after the rows: one more trip to each node, for
+    users that are not cached.
     """
 
     def __init__(

@@ -110,6 +110,11 @@ class Publisher(Protocol):
 class Batch(Protocol):
     """Whoever waits for the outcome of a record."""
 
+    @property
+    def dropped(self) -> bool:
+        """Whether the record is delivered again, here or elsewhere: an outcome of this delivery helps nobody."""
+        ...
+
     def settle(self, count: int = 1) -> None:
         """Take note that the outcome of `count` records is safe."""
         ...

@@ -105,6 +105,8 @@ class _LogClock:
 class _NobodyWaits:
     """The batch of a list that nobody acks."""
 
+    dropped = False
+
     def settle(self, count: int = 1) -> None:
         """Do nothing."""
 

@@ -190,6 +190,7 @@ class CountingBatch:
     """Counts what was settled."""
 
     settled: int = 0
+    dropped: bool = False
 
     def settle(self, count: int = 1) -> None:
         self.settled += count

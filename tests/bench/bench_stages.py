@@ -55,6 +55,8 @@ class InstantStore:
 class Waiting:
     """Whoever waits for the lists."""
 
+    dropped = False
+
     def settle(self, count: int = 1) -> None:
         """Take note."""
         del count

@@ -9,8 +9,10 @@ import pytest
 from schemas.records import After
 from stream_app.agents import ATTEMPTS, InteractionsAgent, ListsAgent
 from stream_app.errors import ContestedRowsError, ModelError, PublishError, StoreUnavailableError
+from stream_app.pipeline import ListRequest
 from stream_app.ports import UserStore
 from stream_app.state import Fence, FloatArray, Progress, RowUpdate, UserRow
+from stream_app.transport import FetchedBatch
 from tests.agent_bench import MAX_DEADLINE_MS, Bench
 from tests.bad_records import bad_records
 from tests.builders import candidate_list, interaction
@@ -559,3 +561,51 @@ async def test_an_unreachable_redis_is_an_error_that_names_the_remedy() -> None:
     store = FailingStore(memory_store(), failing_loads=1)
     with pytest.raises(StoreUnavailableError, match="nothing was acked"):
         await store.load(["u-1"])
+
+
+async def unparking(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> tuple[ListsAgent, FetchedBatch, asyncio.Event]:
+    """Return an agent that is about to rank a list whose `after` has come, and goes on when the event is set."""
+    agent, goes_on = ListsAgent(bench.context(), max_records=32), asyncio.Event()
+    batch = bench.stream.put(request(after=After(partition=0, offset=9), deadline_ms=60_000))
+    await bench.run(agent)
+    rank = agent._rank
+
+    async def rank_later(requests: Sequence[ListRequest], *, tried: bool = False) -> None:
+        await goes_on.wait()
+        await rank(requests, tried=tried)
+
+    monkeypatch.setattr(agent, "_rank", rank_later)
+    return agent, batch, goes_on
+
+
+@pytest.mark.parametrize("revoked", [False, True])
+async def test_a_list_that_is_no_longer_parked_is_in_hand_until_it_is_answered_or_revoked(
+    monkeypatch: pytest.MonkeyPatch, revoked: bool
+) -> None:
+    bench = Bench()
+    agent, batch, goes_on = await unparking(bench, monkeypatch)
+    watching = asyncio.create_task(agent.watch_parked())
+    bench.applied.advance(0, 9)
+    await asyncio.sleep(0.01)
+    draining = asyncio.create_task(agent.drained())
+    await asyncio.sleep(0.01)
+    assert not draining.done()
+    batch.dropped = revoked
+    goes_on.set()
+    async with asyncio.timeout(5):
+        await draining
+    assert (len(bench.slates()), batch.done) == ((0, False) if revoked else (1, True))
+    watching.cancel()
+
+
+async def test_asked_to_stop_what_is_parked_is_left_for_the_next_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    agent, batch, goes_on = await unparking(bench, monkeypatch)
+    goes_on.set()
+    watching = asyncio.create_task(agent.watch_parked())
+    await asyncio.sleep(0.01)
+    agent.stop()
+    bench.applied.advance(0, 9)
+    async with asyncio.timeout(5):
+        await watching
+    assert (bench.publisher.sent, batch.done) == ([], False)
