@@ -45,7 +45,7 @@ def create(
 
 @app.command()
 def check(json_output: JsonOption = False) -> None:
-    """Check that every topic exists and that partition counts agree. Exit 1 if not."""
+    """Check that every topic exists and that partition counts agree. Exit 1 if no worker would start."""
     problems = asyncio.run(check_topics(load_settings()))
     if json_output:
         _echo_json({}, problems)
@@ -63,5 +63,5 @@ def _exit_on(problems: list[TopicProblem], *, silent: bool) -> None:
     if not silent:
         for problem in problems:
             typer.echo(f"{problem.message}; {problem.remedy}", err=True)
-    if problems:
+    if any(problem.stops_workers for problem in problems):
         raise typer.Exit(1)
