@@ -1,7 +1,10 @@
 """What `rerank topics check` calls a problem."""
 
 import pytest
+from typer.testing import CliRunner
 
+from stream_app.commands import topics
+from stream_app.settings import Settings
 from stream_app.topic_admin import TopicProblem, topic_problems, topic_specs
 
 
@@ -71,3 +74,17 @@ def test_the_topics_are_the_table_and_its_dead_letters() -> None:
         "a.candidates.dlq",
         "a.items.dlq",
     ]
+
+
+@pytest.mark.parametrize(("stops_workers", "exit_code"), [(True, 1), (False, 0)])
+def test_the_check_fails_only_for_what_stops_a_worker(
+    monkeypatch: pytest.MonkeyPatch, stops_workers: bool, exit_code: int
+) -> None:
+    problem = TopicProblem(message="topics x: not there", remedy="make x", stops_workers=stops_workers)
+
+    async def found(_: Settings) -> list[TopicProblem]:
+        return [problem]
+
+    monkeypatch.setattr(topics, "check_topics", found)
+    result = CliRunner().invoke(topics.app, ["check"])
+    assert (result.exit_code, result.stderr) == (exit_code, "topics x: not there; make x\n")
