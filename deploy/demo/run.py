@@ -90,7 +90,10 @@ def run(options: Options, display: Display) -> Result:
         DemoError, LocalStackError: what is missing or failed, and what to do.
     """
     require_matplotlib()
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"--out {options.out}: {error.strerror}; nothing was started; name a directory") from error
     watch = Stopwatch()
     with watch.phase("data"):
         path = find_log(options.data, options.seed, options.out, display.say)

@@ -128,3 +128,13 @@ def test_offline_without_cached_ratings_it_names_the_way_on(tmp_path: Path) -> N
     assert (process.returncode, printed) == (2, "")
     assert "`--data synthetic`" in told.splitlines()[-1]
     assert "Traceback" not in told
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, why in (("file", "File exists"), ("file/below", "Not a directory")):
+        process = demo("--data", "synthetic", "--out", tmp_path / out, env=dict(os.environ))
+        _, told = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 1
+        assert f"--out {tmp_path / out}: {why}; nothing was started; name a directory" in told
+        assert "Traceback" not in told
