@@ -29,6 +29,7 @@ from stream_app.pipeline import (
     Ranker,
     apply_interactions,
     decode_lists,
+    refused,
     without_explanations,
 )
 from stream_app.ports import (
@@ -511,13 +512,8 @@ class ListsAgent(Agent):
 
 def internal_error(record: Record, error: Exception) -> DeadLetter:
     """Return the dead letter of a record that hit a bug; the traceback goes to the log, not to the topic."""
-    return DeadLetter(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
+    return refused(
+        record,
         code=INTERNAL_ERROR,
         stage="PROCESS",
         error_class=type(error).__name__,
@@ -527,13 +523,8 @@ def internal_error(record: Record, error: Exception) -> DeadLetter:
 
 def output_too_large(record: Record, size_bytes: int, limit_bytes: int) -> DeadLetter:
     """Return the dead letter of a list whose slate no topic takes."""
-    return DeadLetter(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
+    return refused(
+        record,
         code=OUTPUT_TOO_LARGE,
         stage="PROCESS",
         error_class="OutputTooLarge",

@@ -114,7 +114,7 @@ class Ranked:
     waiting: list[ListRequest]
 
 
-def dead_letter(record: Record, error: DecodeError) -> DeadLetter:
+def refused(record: Record, *, code: str, stage: str, error_class: str, message: str) -> DeadLetter:
     """Return the record as a dead letter: untouched bytes, and why."""
     return DeadLetter(
         topic=record.topic,
@@ -123,11 +123,16 @@ def dead_letter(record: Record, error: DecodeError) -> DeadLetter:
         key=record.key,
         value=record.value,
         headers=record.headers,
-        code=error.code,
-        stage="DECODE",
-        error_class=type(error).__name__,
-        message=error.message,
+        code=code,
+        stage=stage,
+        error_class=error_class,
+        message=message,
     )
+
+
+def dead_letter(record: Record, error: DecodeError) -> DeadLetter:
+    """Return the dead letter of a record that cannot be decoded."""
+    return refused(record, code=error.code, stage="DECODE", error_class=type(error).__name__, message=error.message)
 
 
 def decode_interactions(
