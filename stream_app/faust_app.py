@@ -31,14 +31,10 @@ class RerankApp(faust.App):
         self.on_ready(set(self.consumer.assignment()))
 
 
-def _ignore_gap(tp: TP, offset: int, records: int) -> None:
-    """Take no note of records that are gone."""
-
-
 def faust_app(
     settings: Settings,
     on_start_offsets: Callable[[Mapping[TP, int]], None],
-    on_gap: Callable[[TP, int, int], None] = _ignore_gap,
+    on_gap: Callable[[TP, int, int], None],
 ) -> RerankApp:
     """Return the configured app; see docs/faults.md for why each setting is not Faust's default."""
     kafka = settings.kafka

@@ -392,7 +392,7 @@ class BatchTransport(driver.Transport):
         max_batch_records: int,
         durable_after_s: Mapping[str, float],
         on_start_offsets: Callable[[Mapping[TP, int]], None],
-        on_gap: Callable[[TP, int, int], None] = lambda tp, offset, records: None,
+        on_gap: Callable[[TP, int, int], None],
         **kwargs: Any,
     ) -> None:
         """Call `on_start_offsets` before reading starts, with the committed offsets where there are any.

@@ -67,7 +67,7 @@ def stock_consumer() -> Any:
 
 
 def our_consumer(on_start_offsets: Any = lambda offsets: None) -> Any:
-    app = faust_app(Settings(), on_start_offsets)
+    app = faust_app(Settings(), on_start_offsets, lambda *_: None)
     consumer = BatchConsumer(app.transport, callback, callback, callback)
     _consumers.append(consumer)
     return consumer
@@ -248,7 +248,7 @@ async def test_only_interactions_trail_and_by_default_only_in_a_cluster(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    app: Any = faust_app(Settings(), lambda _: None)
+    app: Any = faust_app(Settings(), lambda _: None, lambda *_: None)
     assert app.transport.durable_after_s == {"interactions": window_s}
 
 
