@@ -1,6 +1,7 @@
 """A worker process and a client, for tests on a real broker: what an outsider would drive and read."""
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -21,9 +22,25 @@ from schemas.codec import decode_slate, encode
 from schemas.records import After, CandidateList, Interaction, Slate
 from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.topic_admin import create_topics
+from tests.builders import candidate_list
+from tests.tiny_artefact import item_ids
 
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0
+_numbers = itertools.count()
+
+
+def ask(user_id: str = "u-1", **changes: object) -> CandidateList:
+    """Return a list of ten items of a tiny artefact, with a request id of its own and time enough."""
+    fields: dict[str, object] = {
+        "request_id": f"r-{next(_numbers)}",
+        "user_id": user_id,
+        "item_ids": item_ids()[:10],
+        "after": None,
+        "deadline_ms": 20_000,
+        "k": None,
+    }
+    return candidate_list(**(fields | changes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
 """Redis frozen under a running worker: lists are answered in time, interactions wait in Kafka, then all is well."""
 
 import asyncio
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,11 @@ import pytest
 from deploy.local import LocalStack
 from deploy.local.redis import RedisServer
 from schemas.records import CandidateList, Slate
-from tests.builders import candidate_list, interaction
-from tests.tiny_artefact import item_ids, write_tiny_artefact
+from tests.builders import interaction
+from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import total, until_metrics
 from tests.worker_kit import Client, Site, WorkerProcess, client, site
+from tests.worker_kit import ask as ask_with_reasons
 
 pytestmark = pytest.mark.integration
 
@@ -22,8 +23,6 @@ DEADLINE_MS = 80
 # The worker's own clock says when an answer was ready; a busy machine may stop it between looking at the clock twice.
 SLACK_MS = 60.0
 PARTITIONS = 4
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +41,7 @@ def where(local_stack: LocalStack, redis_server: RedisServer, artefact: Path, tm
     return replace(site(local_stack, artefact, tmp_path, RERANK_HTTP__PORT="0"), redis_url=redis_server.url)
 
 
-def ask(user_id: str, **changes: object) -> CandidateList:
-    fields: dict[str, object] = {
-        "request_id": f"r-{next(_numbers)}",
-        "user_id": user_id,
-        "item_ids": item_ids()[:10],
-        "after": None,
-        "deadline_ms": 20_000,
-        "k": None,
-        "explain": False,
-    }
-    return candidate_list(**(fields | changes))
+ask = partial(ask_with_reasons, explain=False)
 
 
 async def answers(outsider: Client, requests: list[CandidateList]) -> list[Slate]:

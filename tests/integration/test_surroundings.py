@@ -1,7 +1,6 @@
 """What a worker meets where it runs: a file system it cannot write, a password that changes under it."""
 
 import asyncio
-import itertools
 import json
 import os
 import subprocess
@@ -9,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,12 @@ import redis
 
 from deploy.local import LocalStack
 from deploy.local.redis import RedisServer
-from schemas.records import CandidateList, Slate
-from tests.builders import candidate_list, interaction
+from schemas.records import Slate
+from tests.builders import interaction
 from tests.fault_kit import serving, stop_gracefully, until_log_says
 from tests.tiny_artefact import item_ids, write_tiny_artefact
 from tests.worker_kit import Client, Site, client, site
+from tests.worker_kit import ask as ask_for_ten
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -30,8 +31,6 @@ import resource, runpy
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 runpy.run_module("stream_app", run_name="__main__", alter_sys=True)
 """
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -44,16 +43,7 @@ def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
     return site(local_stack, artefact, tmp_path)
 
 
-def ask(user_id: str = "u-1", **changes: object) -> CandidateList:
-    fields: dict[str, object] = {
-        "request_id": f"r-{next(_numbers)}",
-        "user_id": user_id,
-        "item_ids": item_ids()[:5],
-        "after": None,
-        "deadline_ms": 20_000,
-        "k": None,
-    }
-    return candidate_list(**(fields | changes))
+ask = partial(ask_for_ten, item_ids=item_ids()[:5])
 
 
 @contextmanager

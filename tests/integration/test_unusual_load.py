@@ -1,8 +1,8 @@
 """Load that is not the usual one: more than can be served, one user who is half of it, the same request twice."""
 
 import asyncio
-import itertools
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -10,12 +10,13 @@ import pytest
 
 from deploy.local import LocalStack
 from schemas.codec import encode
-from schemas.records import CandidateList, Slate, SlateTiming
-from tests.builders import candidate_list, interaction
+from schemas.records import Slate, SlateTiming
+from tests.builders import interaction
 from tests.fault_kit import healed, serving, stop_gracefully, stored_rows, under_load
-from tests.tiny_artefact import item_ids, write_tiny_artefact
+from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import samples, total
 from tests.worker_kit import Site, client, site
+from tests.worker_kit import ask as ask_in_time
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -23,8 +24,6 @@ PARTITIONS = 4
 SEED = 7
 HOUR_MS = 3_600_000
 NO_TIME = SlateTiming(queue=0.0, state=0.0, score=0.0, total=0.0)
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +36,7 @@ def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
     return site(local_stack, artefact, tmp_path, RERANK_HTTP__PORT="0")
 
 
-def ask(user_id: str = "u-1", **changes: object) -> CandidateList:
-    fields: dict[str, object] = {
-        "request_id": f"r-{next(_numbers)}",
-        "user_id": user_id,
-        "item_ids": item_ids()[:10],
-        "after": None,
-        "deadline_ms": HOUR_MS,
-        "k": None,
-    }
-    return candidate_list(**(fields | changes))
+ask = partial(ask_in_time, deadline_ms=HOUR_MS)
 
 
 async def test_the_same_request_twice_gets_the_same_slate_twice(where: Site) -> None:

@@ -1,7 +1,6 @@
 """The worker as an outsider meets it: a process, four topics, and nothing else."""
 
 import asyncio
-import itertools
 import time
 from pathlib import Path
 
@@ -9,15 +8,13 @@ import pytest
 
 from deploy.local import LocalStack
 from schemas.codec import encode
-from schemas.records import After, CandidateList
+from schemas.records import After
 from tests.bad_records import bad_records, odd_but_good_records
-from tests.builders import candidate_list, interaction
+from tests.builders import interaction
 from tests.tiny_artefact import item_ids, write_tiny_artefact
-from tests.worker_kit import Client, Site, WorkerProcess, client, site
+from tests.worker_kit import Client, Site, WorkerProcess, ask, client, site
 
 pytestmark = pytest.mark.integration
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -28,18 +25,6 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def where(local_stack: LocalStack, artefact: Path, tmp_path: Path) -> Site:
     return site(local_stack, artefact, tmp_path)
-
-
-def ask(user_id: str = "u-1", **changes: object) -> CandidateList:
-    fields: dict[str, object] = {
-        "request_id": f"r-{next(_numbers)}",
-        "user_id": user_id,
-        "item_ids": item_ids()[:10],
-        "after": None,
-        "deadline_ms": 20_000,
-        "k": None,
-    }
-    return candidate_list(**(fields | changes))
 
 
 async def test_a_click_is_in_the_next_slate(where: Site) -> None:
