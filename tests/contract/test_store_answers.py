@@ -49,7 +49,7 @@ async def stub(redis_server: RedisServer) -> AsyncIterator[RespStub]:
 
 @pytest.fixture
 async def rows(stub: RespStub) -> AsyncIterator[RedisStore]:
-    client = connect(RedisSettings(url=SecretStr(stub.url), timeout_ms=200))
+    client = connect(RedisSettings(url=SecretStr(stub.url), timeout_ms=500))
     codec = RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry())
     store = RedisStore(client, codec=codec, key_prefix=f"t-{uuid.uuid4().hex}", log="interactions")
     await store.save([update(n) for n in range(len(USERS))], [Progress(0, -1, 0)])
@@ -62,9 +62,9 @@ def update(n: int, offset: int = 0, base: int = -1) -> RowUpdate:
     return RowUpdate(USERS[n], Fence(1, 0, base) if base >= 0 else cold_row(STATE_SIZE).fence, row)
 
 
-def guarded(rows: RedisStore) -> GuardedStore:
+def guarded(rows: RedisStore, budget_ms: float = 5_000.0) -> GuardedStore:
     breaker = CircuitBreaker(failures=3, probe_after_ms=0.0)
-    return GuardedStore(rows, breaker=breaker, budget_ms=50, clock=FakeClock(), telemetry=Telemetry())
+    return GuardedStore(rows, breaker=breaker, budget_ms=budget_ms, clock=FakeClock(), telemetry=Telemetry())
 
 
 async def assert_nothing_is_served_and_then_everything(stub: RespStub, rows: RedisStore) -> None:
@@ -138,7 +138,7 @@ async def loaded(rows: RedisStore, user_id: str) -> UserRow:
 
 
 async def test_whoever_gives_up_waiting_leaves_no_reply_for_the_next(stub: RespStub, rows: RedisStore) -> None:
-    lists = guarded(rows)
+    lists = guarded(rows, budget_ms=50.0)  # shorter than the client's own patience
 
     def mute(command: Command) -> bytes | None:
         return None if is_greeting(command) else b""  # an answer that never comes
