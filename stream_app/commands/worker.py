@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 
 
 REPEAT_AFTER_S = 10.0
-M_ARENA_MAX = -8  # glibc's malloc.h
+MALLOC_PARAMETERS = {  # numbers of glibc's malloc.h
+    "MALLOC_ARENA_MAX": (-8, 2),
+    "MALLOC_MMAP_THRESHOLD_": (-3, 262_144),
+    "MALLOC_TRIM_THRESHOLD_": (-1, 1_048_576),
+}
 
 
 def worker() -> None:
     """Serve until SIGTERM. Prints one JSON line when ready; JSON logs go to stderr."""
-    share_heaps()
+    steady_heap()
     from stream_app.app import Worker  # noqa: PLC0415 - torch and faust cost a second that other commands need not pay
 
     settings = load_settings()
@@ -33,14 +37,18 @@ def worker() -> None:
     asyncio.run(_run_to_the_end(Worker(settings, announce=_print_line)))
 
 
-def share_heaps() -> None:
-    """Let all threads take memory from two heaps; call before there are any.
+def steady_heap() -> None:
+    """Keep resident memory near what is in use; call before there are threads. `MALLOC_...` variables come first.
 
-    glibc gives each thread a heap of its own, and what is freed in one is of no use to the others: the memory of a
-    worker creeps up by some MB a million interactions (tests/bench/bench_soak.py).
+    glibc gives each thread a heap of its own, and what is freed in one is of no use to the others. A buffer from the
+    broker is freed after small things were put behind it, and leaves a hole: the longer a worker ran, the more glibc
+    would keep (tests/bench/bench_soak.py). So: few heaps, large buffers outside them, and what is free given back.
     """
-    if "MALLOC_ARENA_MAX" not in os.environ and hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
-        libc.mallopt(M_ARENA_MAX, 2)
+    if not hasattr(libc := ctypes.CDLL(None), "gnu_get_libc_version"):
+        return
+    for variable, (parameter, value) in MALLOC_PARAMETERS.items():
+        if variable not in os.environ:
+            libc.mallopt(parameter, value)
 
 
 async def _run_to_the_end(worker: "Worker") -> None:

@@ -98,11 +98,15 @@ async def soak(
 
 
 def summarise(looks: Sequence[Look], lists: int) -> dict[str, Any]:
-    """Return slopes and ranges after the first third of the interactions."""
+    """Return slopes and ranges after the first third of the interactions.
+
+    What is on its way moves memory by some MB within seconds, so a short run tells little: the standard error says how
+    little, if one second knows nothing of the next.
+    """
     timed = [one for one in looks if one.applied >= WARM_UP_SHARE * looks[-1].applied]
     millions = np.array([one.applied for one in timed]) / 1e6
     rss_mb = np.array([one.rss_mb for one in timed])
-    slope, _ = np.polyfit(millions, rss_mb, 1)
+    (slope, _), covariance = np.polyfit(millions, rss_mb, 1, cov=True)
     return {
         "applied": looks[-1].applied,
         "dead_letters": looks[-1].dead_letters,
@@ -110,6 +114,7 @@ def summarise(looks: Sequence[Look], lists: int) -> dict[str, Any]:
         "lists": lists,
         "seconds": round(looks[-1].at_s - looks[0].at_s, 1),
         "rss_slope_mb_per_million": round(float(slope), 2),
+        "rss_slope_standard_error": round(float(np.sqrt(covariance[0, 0])), 2),
         "rss_mb": [float(rss_mb[0]), float(rss_mb.min()), float(rss_mb.max()), float(rss_mb[-1])],
         "descriptors": [min(one.descriptors for one in timed), max(one.descriptors for one in timed)],
         "tasks": [min(one.tasks for one in timed), max(one.tasks for one in timed)],
