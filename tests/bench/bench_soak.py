@@ -1,8 +1,9 @@
 """A soak: millions of interactions through one worker, with lists and rubbish between them; is anything growing?
 
-Memory, descriptors and asyncio tasks of the worker are noted every second, and its memory is fitted against the
-interactions it has applied. The first third is left out: a row grows until its ring of items is full (50 interactions
-of its user), and the cache until it is full of such rows.
+Memory, descriptors and asyncio tasks of the worker are noted every second, and whenever it has done all it was sent and
+rests. What is on its way moves memory by ten MB, more on a slower machine, so what stays is fitted: memory at rest
+against the interactions applied. The first third is left out: a row grows until its ring of items is full (50
+interactions of its user), and the cache until it is full of such rows.
 
     python -m tests.bench.bench_soak [--interactions 4000000] [--users 10000] [--cached-users 5000]
 """
@@ -30,8 +31,9 @@ from tests.bench.workload import Workload
 from tests.worker_health import total
 
 PREFIX = "soak."
-CHUNK = 50_000  # interactions that are produced together
-LISTS_A_CHUNK = 1_000
+CHUNK = 100_000  # interactions that are produced together
+LISTS_A_CHUNK = 2_000
+REST_S = 1.0
 BAD_EVERY = 1_000
 NO_DEADLINE_MS = 86_400_000
 WARM_UP_SHARE = 1 / 3
@@ -42,6 +44,7 @@ class Look:
     """What the worker has done and what it holds."""
 
     at_s: float
+    at_rest: bool
     applied: int
     dead_letters: int
     slates: int
@@ -50,11 +53,12 @@ class Look:
     tasks: int
 
 
-async def look(worker: BenchWorker) -> Look:
+async def look(worker: BenchWorker, *, at_rest: bool = False) -> Look:
     """Ask the worker and the operating system."""
     found, held = await worker.samples(), worker.footprint()
     return Look(
         at_s=round(time.monotonic(), 2),
+        at_rest=at_rest,
         applied=int(total(found, "rerank_events_total", "applied")),
         dead_letters=int(total(found, "rerank_dlq_total")),
         slates=int(total(found, "rerank_requests_total")),
@@ -73,40 +77,35 @@ def with_rubbish(records: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes
 async def soak(
     stack: LocalStack, directory: Path, workload: Workload, options: argparse.Namespace
 ) -> tuple[list[Look], int]:
-    """Send chunk after chunk, one ahead of what is done; return what was noted, and how many slates were asked for."""
+    """Send chunk after chunk, each when the one before is done; return what was noted, and how many lists were sent."""
     settings = Settings(kafka=KafkaSettings(bootstrap_servers=stack.bootstrap_servers), topic_prefix=PREFIX)
     await create_topics(settings, PARTITIONS)
     chunks = max(1, options.interactions // CHUNK)
     looks: list[Look] = []
     async with bench_worker(stack, directory, PREFIX, {"RERANK_CACHED_USERS": str(options.cached_users)}) as worker:
-
-        async def until(interactions: int, slates: int) -> None:
-            while True:
-                looks.append(await look(worker))
-                if looks[-1].applied + looks[-1].dead_letters >= interactions and looks[-1].slates >= slates:
-                    return
-                await asyncio.sleep(1.0)
-
-        for n in range(chunks):
+        for n in range(1, chunks + 1):
             some = replace(workload, seed=workload.seed + n)
             await fill(stack.bootstrap_servers, f"{PREFIX}interactions", with_rubbish(some.interactions(CHUNK)))
             lists = some.lists(LISTS_A_CHUNK, deadline_ms=NO_DEADLINE_MS)
             await fill(stack.bootstrap_servers, f"{PREFIX}candidates", lists)
-            await until(n * CHUNK, n * LISTS_A_CHUNK)
-        await until(chunks * CHUNK, chunks * LISTS_A_CHUNK)
+            while not looks or not _has_done(looks[-1], n):
+                await asyncio.sleep(1.0)
+                looks.append(await look(worker))
+            await asyncio.sleep(REST_S)
+            looks.append(await look(worker, at_rest=True))
     return looks, chunks * LISTS_A_CHUNK
 
 
-def summarise(looks: Sequence[Look], lists: int) -> dict[str, Any]:
-    """Return slopes and ranges after the first third of the interactions.
+def _has_done(found: Look, chunks: int) -> bool:
+    return found.applied + found.dead_letters >= chunks * CHUNK and found.slates >= chunks * LISTS_A_CHUNK
 
-    What is on its way moves memory by some MB within seconds, so a short run tells little: the standard error says how
-    little, if one second knows nothing of the next.
-    """
+
+def summarise(looks: Sequence[Look], lists: int) -> dict[str, Any]:
+    """Return the slope at rest, and ranges, after the first third of the interactions."""
     timed = [one for one in looks if one.applied >= WARM_UP_SHARE * looks[-1].applied]
-    millions = np.array([one.applied for one in timed]) / 1e6
-    rss_mb = np.array([one.rss_mb for one in timed])
-    (slope, _), covariance = np.polyfit(millions, rss_mb, 1, cov=True)
+    resting = [one for one in timed if one.at_rest]
+    millions, rest_mb = np.array([one.applied for one in resting]) / 1e6, [one.rss_mb for one in resting]
+    (slope, _), covariance = np.polyfit(millions, rest_mb, 1, cov=True)
     return {
         "applied": looks[-1].applied,
         "dead_letters": looks[-1].dead_letters,
@@ -115,7 +114,8 @@ def summarise(looks: Sequence[Look], lists: int) -> dict[str, Any]:
         "seconds": round(looks[-1].at_s - looks[0].at_s, 1),
         "rss_slope_mb_per_million": round(float(slope), 2),
         "rss_slope_standard_error": round(float(np.sqrt(covariance[0, 0])), 2),
-        "rss_mb": [float(rss_mb[0]), float(rss_mb.min()), float(rss_mb.max()), float(rss_mb[-1])],
+        "rss_at_rest_mb": {"from": rest_mb[0], "to": rest_mb[-1], "least": min(rest_mb), "most": max(rest_mb)},
+        "rss_most_mb": max(one.rss_mb for one in timed),
         "descriptors": [min(one.descriptors for one in timed), max(one.descriptors for one in timed)],
         "tasks": [min(one.tasks for one in timed), max(one.tasks for one in timed)],
     }
@@ -131,7 +131,12 @@ def plot(looks: Sequence[Look], path: Path) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     figure, axis = plt.subplots(figsize=(8, 3.5))
-    axis.plot([one.applied / 1e6 for one in looks], [one.rss_mb for one in looks], color="#3b6ea5")
+    resting = [one for one in looks if one.at_rest]
+    axis.plot(
+        [one.applied / 1e6 for one in looks], [one.rss_mb for one in looks], color="#b0c4de", label="every second"
+    )
+    axis.plot([one.applied / 1e6 for one in resting], [one.rss_mb for one in resting], color="#3b6ea5", label="at rest")
+    axis.legend(loc="lower right")
     axis.axvline(WARM_UP_SHARE * looks[-1].applied / 1e6, color="#b0b0b0", linestyle="--")
     axis.set(xlabel="interactions applied, millions", ylabel="resident memory, MB", ylim=(0, None))
     figure.tight_layout()
