@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
+from stream_app import lenient_records
 from stream_app.errors import TransientError
 from stream_app.settings import KafkaSettings
 
@@ -17,6 +18,8 @@ FETCH_MAX_WAIT_MS = 50
 PARTITION_FETCH_BYTES = 4 * 1_048_576
 ANSWER_TIMEOUT_S = 15.0
 SILENCE_S = 30.0
+
+lenient_records.install()
 
 
 class KafkaLog:

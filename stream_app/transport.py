@@ -21,7 +21,7 @@ from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message, StreamT
 
-from stream_app import failpoints
+from stream_app import failpoints, lenient_records
 from stream_app.topic_identity import topic_id
 
 BATCH_CODEC = "rerank-batch"
@@ -44,6 +44,7 @@ class _Identity(codecs.Codec):
 
 
 codecs.register(BATCH_CODEC, _Identity())
+lenient_records.install()
 
 
 class Backlog:

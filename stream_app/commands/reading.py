@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from schemas.topics import DEAD_LETTERS, TOPICS, topic_name
+from stream_app import lenient_records
 from stream_app.errors import SettingsError, TransientError
 from stream_app.settings import Settings
 from stream_app.topic_admin import admin_client, partition_counts
@@ -19,6 +20,8 @@ FETCH_MAX_WAIT_MS = 100
 ASK_TIMEOUT_S = 15.0
 
 TOPIC_NAMES = tuple(spec.name for spec in (*TOPICS, *DEAD_LETTERS))
+
+lenient_records.install()
 
 
 class Start(StrEnum):

@@ -1,0 +1,150 @@
+"""Header names that are not UTF-8: aiokafka ends at them, and we read them as Java does. No broker needed.
+
+A newer aiokafka that reads them, or that changes what we lean on, fails here first.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.memory_records import _MemoryRecordsPy
+
+from schemas.dead_letter import DeadLetter
+from stream_app import interactions_log, lenient_records, transport
+from stream_app.commands import reading
+from stream_app.lenient_records import _MemoryRecords, _PartitionRecords
+from tests.raw_batches import CODECS, NAME, READ_NAME, batch, marker
+
+TP = TopicPartition("interactions", 0)
+PLAIN: list[tuple[str, bytes | None]] = [("plain", b"1"), ("null", None)]
+ODD: list[tuple[str, bytes | None]] = [("plain", b"\xff"), (NAME, b"\0\xff"), (NAME, None)]
+STOCK: Any = (_PartitionRecords.__base__, _MemoryRecords.__base__)
+OURS: Any = (_PartitionRecords, _MemoryRecords)
+MOSTLY_GOOD: Sequence[list[tuple[str, bytes | None]]] = (PLAIN, ODD, [])
+
+
+def log(*, odd: bool, compression: str = "") -> list[bytearray]:
+    """Return batches in which odd ones, some compressed, stand before, between and behind others and markers."""
+    return [
+        batch(0, [PLAIN, [], PLAIN]),
+        marker(3, 7, aborts=False),
+        batch(4, [[], PLAIN], compression=compression),
+        batch(6, MOSTLY_GOOD, odd=odd),
+        marker(9, 7, aborts=False),
+        batch(10, [PLAIN, []], compression=compression),
+        batch(12, MOSTLY_GOOD, odd=odd, compression=compression),
+        batch(15, [ODD, ODD, ODD], odd=odd),
+        marker(18, 7, aborts=True),
+        batch(19, [PLAIN]),
+        batch(20, MOSTLY_GOOD, odd=odd, compression=compression),
+    ]
+
+
+def reader(
+    kinds: Any, batches: Sequence[bytearray], *, offset: int = 0, aborted: Any = (), isolation_level: int = 0
+) -> Any:
+    partition_records, memory_records = kinds
+    data = memory_records(b"".join(batches))
+    return partition_records(TP, data, aborted, offset, None, None, True, isolation_level)
+
+
+def as_read(record: ConsumerRecord) -> ConsumerRecord:
+    names = {NAME: READ_NAME}
+    return replace(record, headers=tuple((names.get(name, name), value) for name, value in record.headers))
+
+
+def test_aiokafka_ends_at_a_header_name_that_is_not_utf_8() -> None:
+    records = reader(STOCK, [batch(0, MOSTLY_GOOD, odd=True)])
+    assert next(records).offset == 0
+    with pytest.raises(UnicodeDecodeError):
+        next(records)
+
+
+@pytest.mark.parametrize("isolation_level", [fetcher.READ_UNCOMMITTED, fetcher.READ_COMMITTED])
+@pytest.mark.parametrize("compression", ["", *CODECS])
+def test_records_with_odd_header_names_are_read_as_others_and_none_is_lost_or_doubled(
+    compression: str, isolation_level: int
+) -> None:
+    expected = reader(STOCK, log(odd=False, compression=compression), isolation_level=isolation_level)
+    found = reader(OURS, log(odd=True, compression=compression), isolation_level=isolation_level)
+    assert list(found) == [as_read(record) for record in expected]
+    assert found.next_fetch_offset == expected.next_fetch_offset == 23
+
+
+def test_reading_goes_on_inside_any_batch() -> None:
+    batches, whole = log(odd=True), list(reader(OURS, log(odd=True)))
+    starts = [int.from_bytes(one[:8], "big") for one in batches]
+    for offset in range(23):
+        first = max(number for number, start in enumerate(starts) if start <= offset)
+        found = list(reader(OURS, batches[first:], offset=offset))
+        assert found == [record for record in whole if record.offset >= offset]
+
+
+def test_what_was_read_is_counted_record_by_record() -> None:
+    records = reader(OURS, log(odd=True))
+    for record in records:
+        assert records.next_fetch_offset == record.offset + 1
+
+
+def test_an_aborted_transaction_stays_unread_behind_an_odd_header_name() -> None:
+    batches = [
+        batch(0, [ODD, ODD], odd=True, producer_id=7),
+        batch(2, MOSTLY_GOOD, odd=True),
+        batch(5, [ODD], odd=True, producer_id=7),
+        marker(6, 7, aborts=True),
+        batch(7, [ODD, []], odd=True, producer_id=7),
+        marker(9, 7, aborts=False),
+    ]
+    found = reader(OURS, batches, aborted=[(7, 0)], isolation_level=fetcher.READ_COMMITTED)
+    assert [record.offset for record in found] == [2, 3, 4, 7, 8]
+    assert found.next_fetch_offset == 10
+
+
+def test_a_damaged_batch_behind_an_odd_header_name_is_still_refused() -> None:
+    damaged = batch(3, [PLAIN])
+    damaged[-1] ^= 1
+    records = reader(OURS, [batch(0, MOSTLY_GOOD, odd=True), damaged])
+    assert [next(records).offset for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(CorruptRecordException):
+        next(records)
+
+
+def test_every_module_that_makes_consumers_reads_leniently_and_twice_is_once() -> None:
+    for module in (transport, interactions_log, reading):
+        assert "lenient_records.install()" in inspect.getsource(module)
+    lenient_records.install()
+    assert (fetcher.PartitionRecords, fetcher.MemoryRecords) == OURS
+
+
+def test_a_dead_letter_with_such_headers_can_be_produced() -> None:
+    [record] = reader(OURS, [batch(0, [ODD], odd=True)])
+    letter = DeadLetter(
+        topic=TP.topic,
+        partition=TP.partition,
+        offset=record.offset,
+        key=record.key,
+        value=record.value,
+        headers=record.headers,
+        code="not_json",
+        stage="DECODE",
+        error_class="DecodeError",
+        message="text",
+    )
+    headers = letter.within(1_000_000).record_headers()
+    [produced] = reader(STOCK, [batch(0, [headers])])
+    assert produced.headers[:3] == (("plain", b"\xff"), (READ_NAME, b"\0\xff"), (READ_NAME, None))
+
+
+def test_every_private_name_that_this_leans_on_is_there() -> None:
+    assert DefaultRecordBatch is not _DefaultRecordBatchPy  # compiled: the one that raises UnicodeDecodeError
+    wanted = {"self._records", "self.next_fetch_offset", "self._records_iterator = self._unpack_records()"}
+    assert [name for name in wanted if name not in inspect.getsource(STOCK[0])] == []
+    assert {"_next_slice", "_pos"} <= vars(_MemoryRecordsPy(b"")).keys()
+    assert {"_maybe_uncompress", "_read_msg"} <= vars(_DefaultRecordBatchPy).keys()
+    assert {"_buffer"} <= vars(_DefaultRecordBatchPy(bytes(batch(0, [[]])))).keys()

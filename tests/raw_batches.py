@@ -1,0 +1,88 @@
+"""Batches of Kafka records as bytes, with what a producer library would not write: odd header names, markers."""
+
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from aiokafka import codec
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
+
+NAME = "header-to-be-odd"
+ODD_NAME = b"\xff\xfe\x80\xc3(\xed\xa0\x80-is-odd!"
+assert len(ODD_NAME) == len(NAME)
+READ_NAME = ODD_NAME.decode(errors="replace")
+
+CODECS: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "gzip": (1, codec.gzip_encode),
+    "snappy": (2, codec.snappy_encode),
+    "lz4": (3, codec.lz4_encode),
+    "zstd": (4, codec.zstd_encode),
+}
+_LENGTH, _CRC, _ATTRIBUTES, _HEAD_BYTES = 8, 17, 21, 61
+_CONTROL = 0x20
+_ABORT, _COMMIT = b"\0\0\0\0", b"\0\0\0\1"
+
+
+def batch(
+    base_offset: int,
+    headers: Sequence[Sequence[tuple[str, bytes | None]]],
+    *,
+    odd: bool = False,
+    compression: str = "",
+    producer_id: int = -1,
+) -> bytearray:
+    """Return a batch with a record for each element of `headers`; it is transactional where it has a producer id.
+
+    `odd`: each NAME in it is ODD_NAME.
+    """
+    records = [(b"k-%d" % n, b"v-%d" % (base_offset + n), some) for n, some in enumerate(headers)]
+    built = _built(records, producer_id)
+    if odd:
+        built = with_odd_names(built)
+    if compression:
+        number, encode = CODECS[compression]
+        built[_HEAD_BYTES:] = encode(bytes(built[_HEAD_BYTES:]))
+        built[_ATTRIBUTES + 1] |= number
+    return _sealed(built, base_offset)
+
+
+def marker(base_offset: int, producer_id: int, *, aborts: bool) -> bytearray:
+    """Return the control batch that ends a transaction."""
+    built = _built([(_ABORT if aborts else _COMMIT, bytes(6), [])], producer_id)
+    built[_ATTRIBUTES + 1] |= _CONTROL
+    return _sealed(built, base_offset)
+
+
+def with_odd_names(built: bytearray) -> bytearray:
+    """Return an uncompressed batch with each NAME turned into ODD_NAME."""
+    assert NAME.encode() in built
+    return _sealed(built.replace(NAME.encode(), ODD_NAME))
+
+
+class OddBuilder:
+    """Stands in the place of the builder of a producer's batch: what it builds has odd names."""
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._builder, name)
+
+    def build(self) -> bytearray:
+        return with_odd_names(bytearray(self._builder.build()))
+
+
+def _built(records: Sequence[tuple[bytes, bytes, Sequence[tuple[str, bytes | None]]]], producer_id: int) -> bytearray:
+    builder = DefaultRecordBatchBuilder(2, 0, producer_id >= 0, producer_id, 0, 0, 1 << 20)
+    for number, (key, value, headers) in enumerate(records):
+        builder.append(number, 1_000 + number, key, value, headers)
+    return bytearray(builder.build())
+
+
+def _sealed(built: bytearray, base_offset: int | None = None) -> bytearray:
+    if base_offset is not None:
+        struct.pack_into(">q", built, 0, base_offset)
+    struct.pack_into(">i", built, _LENGTH, len(built) - _LENGTH - 4)
+    struct.pack_into(">I", built, _CRC, calc_crc32c(bytes(built[_ATTRIBUTES:])))
+    return built
