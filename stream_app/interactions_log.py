@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -21,9 +22,24 @@ SILENCE_S = 30.0
 
 lenient_records.install()
 
+ISOLATION_LEVEL = "read_committed"  # of everything that reads our inputs: records of an aborted transaction never were
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Where a partition ends, as one fetch said."""
+
+    high_water: int  # the offset after the last record
+    stable: int  # the offset of the first record that waits for its transaction, and nothing from there on is delivered
+
+
+def stable_offset(high_water: int, last_stable: int | None) -> int:
+    """Return up to which offset may be read, from the two ends of a fetch; a broker may not know the second."""
+    return high_water if last_stable is None or last_stable < 0 else min(high_water, last_stable)
+
 
 class KafkaLog:
-    """Partitions of one topic. The end is the high-water offset of a fetch: some brokers answer others wrongly."""
+    """Partitions of one topic. The end is the stable offset of a fetch: some brokers answer other questions wrongly."""
 
     def __init__(
         self,
@@ -62,8 +78,8 @@ class KafkaLog:
 
     async def extend(self) -> None:
         """Move the ends to where the log ends by now; those that were set by hand stay."""
-        ends = await high_water_offsets(self._kafka, self._topic, self._ends)
-        self._ends.update({p: end for p, end in ends.items() if p not in self._until_offsets})
+        ends = await log_ends(self._kafka, self._topic, self._ends)
+        self._ends.update({p: end.stable for p, end in ends.items() if p not in self._until_offsets})
 
     async def close(self) -> None:
         """Close the connection."""
@@ -124,7 +140,7 @@ class KafkaLog:
         return before != self._read_to
 
 
-async def high_water_offsets(kafka: KafkaSettings, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+async def log_ends(kafka: KafkaSettings, topic: str, partitions: Iterable[int]) -> dict[int, LogEnd]:
     """Return where each partition ends by now, as a fetch of this moment says.
 
     Raises:
@@ -135,7 +151,12 @@ async def high_water_offsets(kafka: KafkaSettings, topic: str, partitions: Itera
         tps = {partition: TopicPartition(topic, partition) for partition in wanted}
         while any(consumer.highwater(tp) is None for tp in tps.values()):  # noqa: ASYNC110 - aiokafka tells nobody
             await asyncio.sleep(0.005)
-        return {partition: int(consumer.highwater(tp)) for partition, tp in tps.items()}
+        return {partition: _end(consumer, tp) for partition, tp in tps.items()}
+
+
+def _end(consumer: AIOKafkaConsumer, tp: TopicPartition) -> LogEnd:
+    high_water = int(consumer.highwater(tp))
+    return LogEnd(high_water, stable_offset(high_water, consumer.last_stable_offset(tp)))
 
 
 async def start_offsets(kafka: KafkaSettings, topic: str, partitions: Iterable[int]) -> dict[int, int]:
@@ -172,6 +193,7 @@ async def _assigned(kafka: KafkaSettings, topic: str, partitions: Iterable[int])
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="earliest",
+        isolation_level=ISOLATION_LEVEL,
         fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
         max_partition_fetch_bytes=PARTITION_FETCH_BYTES,
     )

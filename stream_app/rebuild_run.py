@@ -15,7 +15,7 @@ from schemas.topics import topic_name
 from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import REBUILDING, LogRecreatedError, RerankError, SettingsError, TransientError
-from stream_app.interactions_log import KafkaLog, high_water_offsets, start_offsets
+from stream_app.interactions_log import KafkaLog, LogEnd, log_ends, start_offsets
 from stream_app.rebuild import Fold, RebuildCounts, rebuild
 from stream_app.scorer import Artefact, load_artefact, read_manifest, space_of
 from stream_app.settings import Settings
@@ -116,10 +116,10 @@ async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> t
             )
         epoch = await store.enter_epoch(partitions)
         applied = await store.progress(range(partitions))
-    ends = await high_water_offsets(settings.kafka, log, range(partitions))  # after progress: it cannot be beyond
+    found = await log_ends(settings.kafka, log, range(partitions))  # after progress: it cannot be beyond
     for partition, offset in enumerate(applied):
-        if offset >= ends[partition]:
-            raise LogRecreatedError(partition, offset, ends[partition])
+        _check_end(log, partition, offset, found[partition])
+    ends = {partition: end.stable for partition, end in found.items()}
     if request.user_id is not None and epoch == 1:
         home = home_partition(request.user_id, partitions)
         ends = {home: ends[home]}
@@ -127,6 +127,16 @@ async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> t
     if said not in ("", space):
         await _set_row_space(settings, REBUILDING + space)
     return partitions, ends
+
+
+def _check_end(log: str, partition: int, applied_offset: int, end: LogEnd) -> None:
+    if applied_offset >= end.high_water:
+        raise LogRecreatedError(partition, applied_offset, end.high_water)
+    if applied_offset >= end.stable:  # by a worker from before they read committed: the rows would lose what comes
+        raise TransientError(
+            f"{log}: partition {partition} is applied up to offset {applied_offset}, but a transaction is open from "
+            f"{end.stable} on; nothing was rebuilt; end the transaction (kafka-transactions.sh), then run it again"
+        )
 
 
 @asynccontextmanager

@@ -25,6 +25,8 @@ class Standing(Protocol):
     @property
     def unsettled_records(self) -> int: ...
     @property
+    def undecided_records(self) -> int: ...
+    @property
     def lag_records(self) -> int: ...
     @property
     def mark(self) -> tuple[int, int | None]: ...
@@ -126,9 +128,11 @@ class ProgressWatch:
         for partition in self._shown - standings.keys():
             telemetry.lag.remove(*map(str, partition))
             telemetry.unsettled.remove(*map(str, partition))
+            telemetry.undecided.remove(*map(str, partition))
         for (topic, number), standing in standings.items():
             telemetry.lag.labels(topic, str(number)).set(standing.lag_records)
             telemetry.unsettled.labels(topic, str(number)).set(standing.unsettled_records)
+            telemetry.undecided.labels(topic, str(number)).set(standing.undecided_records)
         self._shown = set(standings)
 
 

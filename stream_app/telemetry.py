@@ -109,6 +109,12 @@ class Telemetry:
             ["topic", "partition"],
             registry=self.registry,
         )
+        self.undecided = Gauge(
+            "rerank_undecided_records",
+            "Records behind a transaction that is open.",
+            ["topic", "partition"],
+            registry=self.registry,
+        )
         self.event_loop_lag = Histogram(
             "rerank_event_loop_lag_seconds",
             "How late the event loop is.",

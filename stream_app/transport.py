@@ -22,6 +22,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, Message, StreamT
 
 from stream_app import failpoints, lenient_records
+from stream_app.interactions_log import ISOLATION_LEVEL, stable_offset
 from stream_app.topic_identity import topic_id
 
 BATCH_CODEC = "rerank-batch"
@@ -123,6 +124,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         # Faust hard-codes 1500 ms, which a broker that polls its log turns into latency.
         consumer._fetch_max_wait_ms = transport.fetch_max_wait_ms
+        # Faust reads committed only with its exactly-once mode, which we do not use.
+        consumer._isolation_level = ISOLATION_LEVEL
         # Partition p of every topic to the same worker; Faust's own assignor leaves workers empty.
         consumer._partition_assignment_strategy = (RangePartitionAssignor,)
         return consumer
@@ -133,13 +136,14 @@ class Standing:
     """Where one assigned partition stands."""
 
     unsettled_records: int  # delivered, their outcome not yet safe
-    waiting_records: int  # below the fetched high-water mark, not yet delivered
+    waiting_records: int  # below the fetched stable offset, not yet delivered
+    undecided_records: int  # from there to the high-water mark: a transaction is open, nobody may read them yet
     settled_records: int  # since the assignment
     fetched_ms: int | None  # when the broker last answered a fetch
 
     @property
     def lag_records(self) -> int:
-        """Return how many records are yet to be settled."""
+        """Return how many records may be read and are yet to be settled."""
         return self.unsettled_records + self.waiting_records
 
     @property
@@ -255,8 +259,15 @@ class BatchConsumer(driver.Consumer):
         for tp in map(ensure_TP, assignment.tps):
             state, backlog = assignment.state_value(driver.ensure_aiokafka_TP(tp)), self._backlogs[tp]
             if state is not None:
-                waiting = max(0, (state.highwater or 0) - (state._position or 0))
-                standings[tp] = Standing(backlog.unsettled, waiting, backlog.settled, state.timestamp)
+                end, position = state.highwater or 0, state._position or 0
+                stable = stable_offset(end, state.lso)
+                standings[tp] = Standing(
+                    unsettled_records=backlog.unsettled,
+                    waiting_records=max(0, stable - position),
+                    undecided_records=max(0, end - max(stable, position)),
+                    settled_records=backlog.settled,
+                    fetched_ms=state.timestamp,
+                )
         return standings
 
     def high_waters(self, topic: str) -> dict[int, tuple[int, int]]:
@@ -277,7 +288,10 @@ class BatchConsumer(driver.Consumer):
         return high_waters
 
     async def log_end(self, topic: str, partition: int) -> int | None:
-        """Return where the log of a partition ends, None while the broker does not know: it never tells an old end."""
+        """Return where the log of a partition ends, None while the broker does not know: it never tells an old end.
+
+        It is the stable end: nothing from there on was applied, so it is beyond all that was.
+        """
         tp = driver.ensure_aiokafka_TP(TP(topic, partition))
         try:
             async with asyncio.timeout(LOG_END_TIMEOUT_S):

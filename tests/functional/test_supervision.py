@@ -19,8 +19,10 @@ LISTS = ("candidates", 0)
 INTERACTIONS = ("interactions", 0)
 
 
-def standing(*, settled: int, unsettled: int = 0, waiting: int = 0, fetched_ms: int = 0) -> Standing:
-    return Standing(unsettled, waiting, settled, fetched_ms)
+def standing(
+    *, settled: int, unsettled: int = 0, waiting: int = 0, undecided: int = 0, fetched_ms: int = 0
+) -> Standing:
+    return Standing(unsettled, waiting, undecided, settled, fetched_ms)
 
 
 @dataclass(slots=True)
@@ -90,6 +92,17 @@ async def test_a_partition_without_records_is_alive_as_long_as_the_broker_answer
         assert bool(scene.condition.stalls) == (second >= 30)
 
 
+async def test_a_partition_that_waits_for_a_transaction_is_alive_as_long_as_the_broker_answers_its_fetches() -> None:
+    scene = Scene()
+    watch = scene.watch()
+    for second in range(60):
+        scene.standings = {LISTS: standing(settled=5, undecided=1_000, fetched_ms=1_000 * second)}
+        await watch.look(float(second))
+        assert (scene.condition.stalls, scene.failures) == ([], [])
+    assert scene.gauge("rerank_consumer_lag_records", LISTS) == 0.0
+    assert scene.gauge("rerank_undecided_records", LISTS) == 1_000.0
+
+
 async def test_records_that_are_settled_are_progress_however_far_behind_a_partition_is() -> None:
     scene = Scene()
     watch = scene.watch()
@@ -122,6 +135,7 @@ async def test_lag_is_shown_for_each_partition_and_forgotten_when_it_is_gone() -
     scene.standings = {}
     await watch.look(1.0)
     assert scene.gauge("rerank_consumer_lag_records", LISTS) is None
+    assert scene.gauge("rerank_undecided_records", LISTS) is None
 
 
 def test_an_assignment_with_both_partitions_of_every_number_serves() -> None:

@@ -7,12 +7,14 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Iterator, Mapping
 from importlib.metadata import version
+from types import SimpleNamespace
 from typing import Any
 
 import faust
 import pytest
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -191,6 +193,7 @@ def test_what_the_transport_overrides_or_calls_has_the_signature_it_knows(name: 
 async def test_the_worker_consumer_waits_as_told_and_keeps_partitions_together() -> None:
     consumer = our_consumer()
     made = consumer._thread._create_worker_consumer(consumer.transport)
+    assert made._isolation_level == "read_committed"
     assert made._fetch_max_wait_ms == Settings().kafka.fetch_max_wait_ms
     assert made._partition_assignment_strategy == (RangePartitionAssignor,)
     await made.stop()
@@ -199,6 +202,31 @@ async def test_the_worker_consumer_waits_as_told_and_keeps_partitions_together()
     assert theirs._fetch_max_wait_ms == 1500
     assert RangePartitionAssignor not in theirs._partition_assignment_strategy
     await theirs.stop()
+
+
+@pytest.mark.parametrize(
+    ("position", "last_stable", "waiting", "undecided"),
+    [
+        (10, 40, 30, 0),
+        (10, 25, 15, 15),
+        (25, 25, 0, 15),
+        (30, 25, 0, 10),
+        (40, 40, 0, 0),
+        (10, -1, 30, 0),
+        (10, None, 30, 0),
+    ],
+)
+async def test_what_lies_behind_an_open_transaction_does_not_wait_for_the_worker(
+    position: int, last_stable: int | None, waiting: int, undecided: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, subscription, tp = our_consumer(), SubscriptionState(), TopicPartition(*LOG)
+    subscription.assign_from_user([tp])
+    state = subscription.subscription.assignment.state_value(tp)
+    state.seek(position)
+    state.highwater, state.lso, state.timestamp = 40, last_stable, 7
+    monkeypatch.setattr(consumer._thread, "_ensure_consumer", lambda: SimpleNamespace(_subscription=subscription))
+    [standing] = consumer.standings().values()
+    assert (standing.lag_records, standing.undecided_records, standing.fetched_ms) == (waiting, undecided, 7)
 
 
 async def test_committing_goes_through_faust_only_with_what_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
