@@ -13,6 +13,7 @@ from aiokafka.errors import KafkaError
 from schemas.topics import DEAD_LETTERS, TOPICS, topic_name
 from stream_app import lenient_records
 from stream_app.errors import SettingsError, TransientError
+from stream_app.interactions_log import ISOLATION_LEVEL
 from stream_app.settings import Settings
 from stream_app.topic_admin import admin_client, partition_counts
 
@@ -67,6 +68,7 @@ async def reading(settings: Settings, names: Sequence[str], start: Start) -> Asy
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset=start.value,
+        isolation_level=ISOLATION_LEVEL,
         fetch_max_wait_ms=FETCH_MAX_WAIT_MS,
         max_partition_fetch_bytes=4 * 1_048_576,
     )
