@@ -20,6 +20,7 @@ TRUNCATED_HEADER = "rerank.error.truncated"
 
 KEPT_BYTES = 65_536
 _ROOM_BYTES = 16_384  # for the headers we add, and Kafka's framing
+_HEADER_LENGTHS_BYTES = 2 * 5  # of name and value, at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +69,8 @@ class DeadLetter:
         """
         key, value = self.key or b"", self.value or b""
         header_bytes = sum(len(name.encode()) + len(text or b"") for name, text in self.headers)
-        if len(key) + len(value) + header_bytes + _ROOM_BYTES <= limit_bytes:
+        framed_bytes = header_bytes + _HEADER_LENGTHS_BYTES * len(self.headers)  # a header may be nothing but lengths
+        if len(key) + len(value) + framed_bytes + _ROOM_BYTES <= limit_bytes:
             return self
         kept_bytes = min(KEPT_BYTES, max(0, limit_bytes - _ROOM_BYTES) // 2)
         sizes = f"key {len(key)}, value {len(value)}, headers {header_bytes} bytes; value sha256 "

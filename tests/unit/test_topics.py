@@ -88,6 +88,11 @@ def test_a_second_dead_letter_adds_its_headers_behind_the_first() -> None:
     assert codes == [b"too_deep", b"not_json"]
 
 
+def test_headers_of_no_bytes_count_by_their_number() -> None:
+    names = dict(dead_letter(headers=[("", None)] * 200_000).within(1_000_000).record_headers())
+    assert b"headers 0 bytes" in (names["rerank.error.truncated"] or b"")
+
+
 def test_a_message_that_utf_8_cannot_hold_is_escaped() -> None:
     headers = dict(dead_letter(message="id \ud800").record_headers())
     assert headers["__connect.errors.exception.message"] == b"id \\ud800"
