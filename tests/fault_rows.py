@@ -222,4 +222,10 @@ ROWS = (
         ("test_the_version_is_the_pinned_one", "test_every_private_name_that_the_transport_uses_is_there",
          "test_what_the_transport_overrides_or_calls_has_the_signature_it_knows",
          "test_the_worker_consumer_waits_as_told_and_keeps_partitions_together")),
+    Row("a header name that is not UTF-8, which aiokafka cannot read", "read with U+FFFD; the neighbours are served",
+        ("test_header_names_that_are_not_utf_8_cost_no_record",
+         "test_records_with_odd_header_names_are_read_as_others_and_none_is_lost_or_doubled",
+         "test_aiokafka_ends_at_a_header_name_that_is_not_utf_8")),
+    Row("a batch in a codec that the worker cannot unpack", "there is none: the worker brings all four",
+        ("test_batches_of_every_codec_are_applied",)),
 )  # fmt: skip

@@ -40,11 +40,7 @@ def batch(
     built = _built(records, producer_id)
     if odd:
         built = with_odd_names(built)
-    if compression:
-        number, encode = CODECS[compression]
-        built[_HEAD_BYTES:] = encode(bytes(built[_HEAD_BYTES:]))
-        built[_ATTRIBUTES + 1] |= number
-    return _sealed(built, base_offset)
+    return _sealed(_compressed(built, compression), base_offset)
 
 
 def marker(base_offset: int, producer_id: int, *, aborts: bool) -> bytearray:
@@ -63,14 +59,15 @@ def with_odd_names(built: bytearray) -> bytearray:
 class OddBuilder:
     """Stands in the place of the builder of a producer's batch: what it builds has odd names."""
 
-    def __init__(self, builder: Any) -> None:
-        self._builder = builder
+    def __init__(self, builder: Any, compression: str) -> None:
+        """Compress what it builds with a codec, "" for none."""
+        self._builder, self._compression = builder, compression
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._builder, name)
 
     def build(self) -> bytearray:
-        return with_odd_names(bytearray(self._builder.build()))
+        return _sealed(_compressed(with_odd_names(bytearray(self._builder.build())), self._compression))
 
 
 def _built(records: Sequence[tuple[bytes, bytes, Sequence[tuple[str, bytes | None]]]], producer_id: int) -> bytearray:
@@ -78,6 +75,14 @@ def _built(records: Sequence[tuple[bytes, bytes, Sequence[tuple[str, bytes | Non
     for number, (key, value, headers) in enumerate(records):
         builder.append(number, 1_000 + number, key, value, headers)
     return bytearray(builder.build())
+
+
+def _compressed(built: bytearray, compression: str) -> bytearray:
+    if compression:
+        number, encode = CODECS[compression]
+        built[_HEAD_BYTES:] = encode(bytes(built[_HEAD_BYTES:]))
+        built[_ATTRIBUTES + 1] |= number
+    return built
 
 
 def _sealed(built: bytearray, base_offset: int | None = None) -> bytearray:

@@ -23,6 +23,7 @@ from schemas.records import After, CandidateList, Interaction, Slate
 from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.topic_admin import create_topics
 from tests.builders import candidate_list
+from tests.raw_batches import NAME, OddBuilder
 from tests.tiny_artefact import item_ids
 
 READY_TIMEOUT_S = 60.0
@@ -213,6 +214,16 @@ class Client:
         batch = self._producer.create_batch()
         batch.append(key=None, value=None, timestamp=None, headers=list(headers))
         where = await (await self._producer.send_batch(batch, topic, partition=0))
+        return After(partition=where.partition, offset=where.offset)
+
+    async def send_odd(
+        self, topic: str, key: bytes, value: bytes | None, partition: int, *, compression: str = ""
+    ) -> After:
+        """Produce a record with two headers whose name is not UTF-8; no producer library would."""
+        batch = self._producer.create_batch()
+        batch.append(key=key, value=value, timestamp=None, headers=[(NAME, b"\0\xff"), (NAME, None)])
+        batch._builder = OddBuilder(batch._builder, compression)
+        where = await (await self._producer.send_batch(batch, self._prefix + topic, partition=partition))
         return After(partition=where.partition, offset=where.offset)
 
     async def send_many(self, records: Sequence[Interaction | CandidateList]) -> None:

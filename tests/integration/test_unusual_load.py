@@ -1,18 +1,23 @@
 """Load that is not the usual one: more than can be served, one user who is half of it, the same request twice."""
 
 import asyncio
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
+from aiokafka import AIOKafkaProducer
 
 from deploy.local import LocalStack
+from deploy.local.process import ChildProcess
 from schemas.codec import encode
-from schemas.records import Slate, SlateTiming
+from schemas.records import After, Slate, SlateTiming
+from stream_app.recorded_log import parse_line
 from tests.builders import interaction
-from tests.fault_kit import healed, serving, stop_gracefully, stored_rows, under_load
+from tests.fault_kit import healed, redis_of, serving, stop_gracefully, stored_rows, under_load
+from tests.raw_batches import CODECS, READ_NAME
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import samples, total
 from tests.worker_kit import Site, client, site
@@ -94,3 +99,68 @@ async def test_a_user_who_is_half_of_the_load_costs_nobody_anything(where: Site)
         assert (ledger.ranked, ledger.applied) == (ledger.requests, ledger.interactions)
         assert stored_rows(where)["u-hot"].events > 0.4 * ledger.interactions
         await stop_gracefully(worker)
+
+
+async def test_header_names_that_are_not_utf_8_cost_no_record(where: Site) -> None:
+    await where.create_topics(PARTITIONS)
+    codecs = ("", *CODECS)
+    async with client(where) as outsider:
+        partition = (await outsider.interact(interaction())).partition
+        for number, codec in enumerate(codecs):
+            odd, good = interaction(event_id=f"odd-{number}"), interaction(event_id=f"good-{number}")
+            await outsider.send_odd("interactions", b"u-1", encode(odd), partition, compression=codec)
+            await outsider.interact(good)
+        last = await outsider.send_odd("interactions", b"u-1", b"{", partition)
+        worker = await serving(where)
+        requests = [ask(after=last) for _ in range(2 * len(codecs))]
+        for codec, odd_list, good_list in zip(codecs, requests[::2], requests[1::2], strict=True):
+            await outsider.send_odd("candidates", b"u-1", encode(odd_list), partition, compression=codec)
+            await outsider.send("candidates", b"u-1", encode(good_list))
+        await outsider.until(lambda: len(outsider.slates) == len(requests) and len(outsider.dead_letters) == 1)
+        answers = [(slate.request_id, slate.outcome, slate.state.events) for slate in outsider.slates]
+        expected = [(request.request_id, "ranked", 1 + 2 * len(codecs)) for request in requests]
+        assert sorted(answers) == sorted(expected)
+        [letter] = outsider.dead_letters
+        assert (letter.value, letter.headers[READ_NAME]) == (b"{", None)
+        await stop_gracefully(worker)
+    rows = stored_rows(where)
+    with redis_of(where.redis_url) as redis:
+        redis.delete(*redis.scan_iter(f"{where.prefix}*"))
+    code, output = await run_command(where, "rebuild")
+    assert code == 0, output
+    assert stored_rows(where) == rows
+    log = where.directory / "log.jsonl"
+    code, output = await run_command(where, "record", "--out", str(log), "--until-idle-s", "2")
+    assert code == 0, output
+    recorded = [parse_line(line) for line in log.read_bytes().splitlines()]
+    odd_ones = [one.headers for one in recorded if one.headers]
+    assert odd_ones == [[(READ_NAME, b"\0\xff"), (READ_NAME, None)]] * (2 * len(codecs) + 1)
+
+
+async def test_batches_of_every_codec_are_applied(where: Site) -> None:
+    await where.create_topics(PARTITIONS)
+    worker = await serving(where)
+    async with client(where) as outsider:
+        for codec in CODECS:
+            some = [interaction(event_id=f"{codec}-{n}", context={"padding": "x" * 1_000}) for n in range(20)]
+            topic = f"{where.prefix}interactions"
+            async with AIOKafkaProducer(
+                bootstrap_servers=where.bootstrap_servers, acks="all", compression_type=codec, linger_ms=20
+            ) as producer:
+                sent = await asyncio.gather(
+                    *[await producer.send(topic, encode(one), one.user_id.encode()) for one in some]
+                )
+            after = After(partition=sent[-1].partition, offset=sent[-1].offset)
+            slate = await outsider.ask(ask(after=after))
+            assert slate.outcome == "ranked"
+        assert slate.state.events == 20 * len(CODECS)
+    await stop_gracefully(worker)
+
+
+async def run_command(where: Site, *arguments: str) -> tuple[int, str]:
+    process = ChildProcess(
+        [sys.executable, "-m", "stream_app", *arguments], where.directory / "command.log", where.worker_environment()
+    )
+    process.start()
+    code = await asyncio.to_thread(process.popen.wait, 120)
+    return code, process.log_path.read_text()
