@@ -118,7 +118,7 @@ async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> t
         applied = await store.progress(range(partitions))
     found = await log_ends(settings.kafka, log, range(partitions))  # after progress: it cannot be beyond
     for partition, offset in enumerate(applied):
-        _check_end(log, partition, offset, found[partition])
+        check_end(log, partition, offset, found[partition])
     ends = {partition: end.stable for partition, end in found.items()}
     if request.user_id is not None and epoch == 1:
         home = home_partition(request.user_id, partitions)
@@ -129,7 +129,13 @@ async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> t
     return partitions, ends
 
 
-def _check_end(log: str, partition: int, applied_offset: int, end: LogEnd) -> None:
+def check_end(log: str, partition: int, applied_offset: int, end: LogEnd) -> None:
+    """Compare how far Redis has a partition with where it ends.
+
+    Raises:
+        LogRecreatedError: Redis has more than the log.
+        TransientError: Redis has what may yet be aborted.
+    """
     if applied_offset >= end.high_water:
         raise LogRecreatedError(partition, applied_offset, end.high_water)
     if applied_offset >= end.stable:  # by a worker from before they read committed: the rows would lose what comes
