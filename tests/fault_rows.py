@@ -228,4 +228,11 @@ ROWS = (
          "test_aiokafka_ends_at_a_header_name_that_is_not_utf_8")),
     Row("a batch in a codec that the worker cannot unpack", "there is none: the worker brings all four",
         ("test_batches_of_every_codec_are_applied",)),
+    Row("a transaction is aborted", "what it held is never applied nor answered, live or by a rebuild",
+        ("test_what_was_aborted_is_never_applied_nor_answered",)),
+    Row("a transaction stays open", "what lies behind it waits, `rerank_undecided_records` says so, no worker ends",
+        ("test_an_open_transaction_holds_up_what_lies_behind_it_and_ends_no_worker",
+         "test_a_partition_that_waits_for_a_transaction_is_alive_as_long_as_the_broker_answers_its_fetches",
+         "test_what_lies_behind_an_open_transaction_does_not_wait_for_the_worker",
+         "test_an_open_transaction_is_not_taken_for_a_log_that_lost_its_end")),
 )  # fmt: skip
