@@ -58,18 +58,25 @@ end
 return answer
 """
 
-# Raises the epoch when the partition count of the log changed (offsets of the old layout mean nothing in the new) or
-# when asked to; the latter also clears progress. ARGV: partition count, the epoch that the caller has written in so
-# far (0: none), 1 to start a new epoch. KEYS: log, progress of each partition. Answers {epoch, rebuilds}.
+# Raises the epoch when the log has fewer partitions than it had (offsets of the old one mean nothing in the new) or
+# when asked to; the latter also clears progress. Partitions that are added leave every offset what it was. ARGV:
+# partition count, the epoch that the caller has written in so far (0: none), 1 to start a new epoch, the counts that
+# the caller knows of ('': none). KEYS: log, progress of each partition. Answers {epoch, rebuilds, its counts so far}.
 EPOCH_SCRIPT = """
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'partitions', 'rebuilds')
 local epoch = math.max(tonumber(head[1] or '0'), tonumber(ARGV[2]), 1)
-if ARGV[3] == '1' or (head[2] and head[2] ~= ARGV[1]) then epoch = epoch + 1 end
-redis.call('HSET', KEYS[1], 'partitions', ARGV[1], 'epoch', epoch)
+local counts = head[2] or (ARGV[4] ~= '' and ARGV[4]) or ARGV[1]
+local last, count = tonumber(string.match(counts, '%d+$')), tonumber(ARGV[1])
+if ARGV[3] == '1' or count < last then
+  epoch, counts = epoch + 1, ARGV[1]
+elseif count > last then
+  counts = counts .. ',' .. ARGV[1]
+end
+redis.call('HSET', KEYS[1], 'partitions', counts, 'epoch', epoch)
 if ARGV[3] == '1' then
   for i = 2, #KEYS do redis.call('DEL', KEYS[i]) end
 end
-return {epoch, tonumber(head[3] or '0')}
+return {epoch, tonumber(head[3] or '0'), counts}
 """
 
 # Says in which state space the rows are, if nobody has said so, or if asked to. KEYS: log. ARGV: space, 1 to say it
@@ -223,13 +230,17 @@ def _stored_fence(stored: bytes | None) -> Fence | None:
 
 
 def _decide_epoch(head: Head, values: Values, call: Call) -> Decision:
-    partitions, written_in, new = call.arguments
+    partitions, written_in, new, known = call.arguments
     epoch = max(int(head.get(b"epoch", 0)), int(written_in), 1)
-    if new == b"1" or head.get(b"partitions", partitions) != partitions:
-        epoch += 1
+    counts = head.get(b"partitions", known or partitions)
+    count, last = int(partitions), int(counts.rpartition(b",")[2])
+    if new == b"1" or count < last:
+        epoch, counts = epoch + 1, partitions
+    elif count > last:
+        counts = counts + b"," + partitions
     cleared: dict[str, bytes | None] = dict.fromkeys(call.keys[1:]) if new == b"1" else {}
-    fields = {"partitions": partitions, "epoch": b"%d" % epoch}
-    return Decision([epoch, int(head.get(b"rebuilds", 0))], fields, cleared)
+    fields = {"partitions": counts, "epoch": b"%d" % epoch}
+    return Decision([epoch, int(head.get(b"rebuilds", 0)), counts], fields, cleared)
 
 
 def _decide_space(head: Head, values: Values, call: Call) -> Decision:

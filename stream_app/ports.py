@@ -197,4 +197,6 @@ def reached(after: After, row: UserRow | None, applied_offsets: Mapping[int, int
     """Tell whether a slate from `row`, read when the interactions were so far, reflects the interaction at `after`."""
     if applied_offsets.get(after.partition, -1) >= after.offset:
         return True
-    return row is not None and row.fence.partition == after.partition and row.fence.offset >= after.offset
+    return row is not None and any(
+        fence.partition == after.partition and fence.offset >= after.offset for fence in (row.fence, *row.past)
+    )

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -18,8 +19,8 @@ from schemas.limits import Limits
 from stream_app.pipeline import decode_interactions
 from stream_app.ports import Record, Serving
 from stream_app.row_spill import RowSpill
-from stream_app.state import Fence, RowError, UserRow, advance, fence_of, sound_fence
-from stream_app.store import Replacement, RowCodec
+from stream_app.state import Fence, RowError, UserRow, advance, sound_fences
+from stream_app.store import Replacement, RowCodec, home_partition
 
 ROWS_PER_TRIP = 1_000
 ROUNDS = 20  # of judging rows that somebody writes meanwhile
@@ -36,32 +37,33 @@ class Verdict(StrEnum):
     AHEAD = "ahead"  # folded more than was read
 
 
-def judge(stored: bytes | None, rebuilt: bytes, fence: Fence, read_to: Mapping[int, int]) -> Verdict:
-    """Compare stored bytes with rebuilt ones.
+def _is_ahead_of(partitions: Collection[int], stored: bytes | None) -> bool:
+    return stored is not None and any(fence.partition in partitions for fence in sound_fences(stored))
 
-    Args:
-        fence: of the rebuilt row.
-        read_to: per partition, the offset after the last record that was read.
-    """
+
+def judge(stored: bytes | None, rebuilt: bytes, read_to: Mapping[int, int]) -> Verdict:
+    """Compare stored bytes with rebuilt ones; `read_to`: per partition, the offset after the last record read."""
     if stored is None:
         return Verdict.MISSING
     if stored == rebuilt:
         return Verdict.UNCHANGED
     try:
-        found = sound_fence(stored)
+        found = sound_fences(stored)
     except RowError:
         return Verdict.CORRUPT
-    return _judge_fence(found, fence, read_to.get(fence.partition, 0))
+    return _judge_fences(found, sound_fences(rebuilt), read_to)
 
 
-def _judge_fence(found: Fence, fence: Fence, read_to: int) -> Verdict:
-    if found.epoch != fence.epoch:
-        return Verdict.WRONG if found.epoch > fence.epoch else Verdict.BEHIND
-    if found.partition != fence.partition:
-        return Verdict.BEHIND
-    if found.offset >= read_to:
+def _judge_fences(found: Sequence[Fence], rebuilt: Sequence[Fence], read_to: Mapping[int, int]) -> Verdict:
+    if found[0].epoch != rebuilt[0].epoch:
+        return Verdict.WRONG if found[0].epoch > rebuilt[0].epoch else Verdict.BEHIND
+    ours = {fence.partition: fence.offset for fence in rebuilt}
+    if any(fence.offset >= read_to[fence.partition] for fence in found if fence.partition in read_to):
         return Verdict.AHEAD
-    return Verdict.BEHIND if found.offset < fence.offset else Verdict.WRONG
+    # A worker's save goes by the first fence: a row that shares it with ours may be written over from a cache.
+    if found[0] != rebuilt[0] and all(fence.offset <= ours.get(fence.partition, -1) for fence in found):
+        return Verdict.BEHIND
+    return Verdict.WRONG
 
 
 @dataclass(slots=True)
@@ -157,12 +159,23 @@ class Fold:
         """Remove what was put aside on disk."""
         self._spill.close()
 
-    def feed(self, records: Sequence[Record], only: Collection[str] | None = None) -> None:
-        """Fold records, in offset order inside each partition; `only`: of these users, and leave the others alone."""
+    def feed(
+        self, records: Sequence[Record], only: Collection[str] | None = None, *, partition_count: int | None = None
+    ) -> None:
+        """Fold records, in offset order inside each partition.
+
+        `only`: of these users, and leave the others alone. `partition_count`: what lies where the contract put its user
+        when the log had so many, and leave the rest for later.
+        """
         if only is not None:
             keys = {user_id.encode() for user_id in only}
             records = [record for record in records if record.key in keys]
         interactions, dead_letters = decode_interactions(records, epoch=self._epoch, limits=self._limits)
+        if partition_count is not None:
+            interactions = [
+                one for one in interactions if home_partition(one.user_id, partition_count) == one.fence.partition
+            ]
+            records, dead_letters = [], []  # counted when all of them are folded
         partitions = {interaction.user_id: interaction.fence.partition for interaction in interactions}
         self._recall(partitions)
         advanced = advance(
@@ -197,14 +210,14 @@ class Fold:
         oldest = list(islice(self._rows, len(self._rows) - self._max_users // 2))
         self._spill.put((user_id, self._codec.pack(self._rows.pop(user_id))) for user_id in oldest)
 
-    def rows(self, only: Collection[str] | None = None) -> Iterable[tuple[str, bytes, Fence]]:
-        """Yield user, row bytes and fence of every user, or of these."""
+    def rows(self, only: Collection[str] | None = None) -> Iterable[tuple[str, bytes]]:
+        """Yield user and row bytes of every user, or of these."""
         for user_id, row in self._rows.items():
             if only is None or user_id in only:
-                yield user_id, self._codec.pack(row), row.fence
+                yield user_id, self._codec.pack(row)
         for user_id, data in self._spill.items():
             if only is None or user_id in only:
-                yield user_id, data, fence_of(data)
+                yield user_id, data
 
 
 async def rebuild(
@@ -244,13 +257,27 @@ async def rebuild(
     report(fold.counts)
 
 
-async def _read(log: Log, fold: Fold, only: Collection[str] | None, report: Callable[[RebuildCounts], None]) -> None:
+async def fold_layout(log: Log, fold: Fold, partition_count: int, *, user_id: str | None) -> None:
+    """Fold what was written while the log had fewer partitions: before what its users did where they moved to."""
+    only = None if user_id is None else {user_id}
+    await _read(log, fold, only, lambda _: None, partition_count=partition_count)
+
+
+async def _read(
+    log: Log,
+    fold: Fold,
+    only: Collection[str] | None,
+    report: Callable[[RebuildCounts], None],
+    *,
+    partition_count: int | None = None,
+) -> None:
     """Fold in a thread while the next records are fetched: at most two batches are in memory."""
+    feed = partial(fold.feed, only=only, partition_count=partition_count)
     folding: asyncio.Future[None] | None = None
     async for records in log.batches():
         if folding is not None:
             await folding
-        folding = asyncio.ensure_future(asyncio.to_thread(fold.feed, records, only))
+        folding = asyncio.ensure_future(asyncio.to_thread(feed, records))
         report(fold.counts)
     if folding is not None:
         await folding
@@ -268,11 +295,11 @@ async def _compare(
     mended = False
     rows = iter(fold.rows(only))
     while chunk := list(islice(rows, ROWS_PER_TRIP)):
-        stored = await store.read([user_id for user_id, _, _ in chunk])
+        stored = await store.read([user_id for user_id, _ in chunk])
         replacements: list[tuple[Verdict, Replacement]] = []
-        for (user_id, data, fence), found in zip(chunk, stored, strict=True):
-            verdict = judge(found, data, fence, log.read_to)
-            if verdict is Verdict.AHEAD and fence.partition in log.fixed:
+        for (user_id, data), found in zip(chunk, stored, strict=True):
+            verdict = judge(found, data, log.read_to)
+            if verdict is Verdict.AHEAD and _is_ahead_of(log.fixed, found):
                 fold.counts.ahead += 1
             elif verdict is Verdict.AHEAD and (user_id not in seen or seen[user_id] != found):
                 doubtful[user_id] = found

@@ -16,7 +16,7 @@ from stream_app.cluster_store import store_of
 from stream_app.connection import check_connection, connect, is_cluster
 from stream_app.errors import REBUILDING, LogRecreatedError, RerankError, SettingsError, TransientError
 from stream_app.interactions_log import KafkaLog, LogEnd, log_ends, start_offsets
-from stream_app.rebuild import Fold, RebuildCounts, rebuild
+from stream_app.rebuild import Fold, RebuildCounts, fold_layout, rebuild
 from stream_app.scorer import Artefact, load_artefact, read_manifest, space_of
 from stream_app.settings import Settings
 from stream_app.store import RedisStore, RowCodec, home_partition, space_text
@@ -54,9 +54,14 @@ class _Share:
 
     settings: Settings
     request: RebuildRequest
-    partitions: int
+    layouts: Sequence[int]
     ends: Mapping[int, int]
     in_order: bool
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions the log has."""
+        return self.layouts[-1]
 
 
 def run_rebuild(settings: Settings, request: RebuildRequest, report: Report) -> RebuildCounts:
@@ -73,15 +78,15 @@ def run_rebuild(settings: Settings, request: RebuildRequest, report: Report) -> 
     artefact = settings.artefact.resolve()  # a link that is moved meanwhile leads nobody astray
     settings = settings.model_copy(update={"redis": patient, "artefact": artefact})
     space = space_text(space_of(read_manifest(artefact)))
-    partitions, ends = asyncio.run(_prepare(settings, request, space))
+    layouts, ends = asyncio.run(_prepare(settings, request, space))
     count = request.processes or min(os.cpu_count() or 1, 1 + sum(ends.values()) // RECORDS_WORTH_A_PROCESS)
-    share = _Share(settings=settings, request=request, partitions=partitions, ends=ends, in_order=False)
-    if count == 1 or len(ends) == 1:
+    share = _Share(settings=settings, request=request, layouts=layouts, ends=ends, in_order=len(layouts) > 1)
+    if count == 1 or len(ends) == 1 or share.in_order:
         counts = _run_here(share, report)
     else:
         parts = [dict(list(ends.items())[n::count]) for n in range(min(count, len(ends)))]
         counts = _run_apart([replace(share, ends=part) for part in parts], report)
-    if counts.stray_users:  # their interactions lie in several partitions: only one process can put them in order
+    if counts.stray_users and not share.in_order:  # they have several partitions: one process puts them in order
         counts = _run_here(replace(share, in_order=True), report)
     if request.whole:
         asyncio.run(_set_row_space(settings, space))
@@ -93,8 +98,8 @@ async def _set_row_space(settings: Settings, space: str) -> None:
         await store.set_row_space(space)
 
 
-async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> tuple[int, dict[int, int]]:
-    """Return the partition count, and the ends of the partitions to be read; check that they can be.
+async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> tuple[Sequence[int], dict[int, int]]:
+    """Return the partition counts the log has had, and the ends of the partitions to be read; check that they can be.
 
     Rows of another state space are nobody's from here on, until all of them are rebuilt.
     """
@@ -115,18 +120,18 @@ async def _prepare(settings: Settings, request: RebuildRequest, space: str) -> t
                 "alone; nothing was rebuilt; run it without --user and --until-offset, or name the artefact of the rows"
             )
         epoch = await store.enter_epoch(partitions)
+        layouts = store.layouts
         applied = await store.progress(range(partitions))
     found = await log_ends(settings.kafka, log, range(partitions))  # after progress: it cannot be beyond
     for partition, offset in enumerate(applied):
         check_end(log, partition, offset, found[partition])
     ends = {partition: end.stable for partition, end in found.items()}
     if request.user_id is not None and epoch == 1:
-        home = home_partition(request.user_id, partitions)
-        ends = {home: ends[home]}
+        ends = {home: ends[home] for home in store.homes(request.user_id)}
     await _check_starts(settings, log, ends, request)
     if said not in ("", space):
         await _set_row_space(settings, REBUILDING + space)
-    return partitions, ends
+    return layouts, ends
 
 
 def check_end(log: str, partition: int, applied_offset: int, end: LogEnd) -> None:
@@ -183,13 +188,12 @@ async def _rebuild_share(share: _Share, report: Callable[[RebuildCounts], None])
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)  # records die young and hold no cycles: halves the cost (bench_rebuild.py)
     client: Any = connect(settings.redis)
-    log = KafkaLog(
-        settings.kafka,
-        topic_name(settings.topic_prefix, "interactions"),
-        share.ends,
-        request.until_offsets,
-        in_order=share.in_order,
-    )
+
+    def new_log(*, in_order: bool) -> KafkaLog:
+        name = topic_name(settings.topic_prefix, "interactions")
+        return KafkaLog(settings.kafka, name, share.ends, request.until_offsets, in_order=in_order)
+
+    log = new_log(in_order=share.in_order)
     store = _store(client, settings, _codec(artefact))
     fold = None
     try:
@@ -203,6 +207,12 @@ async def _rebuild_share(share: _Share, report: Callable[[RebuildCounts], None])
             max_users=request.max_users,
             is_home=lambda user_id, partition: home_partition(user_id, share.partitions) == partition,
         )
+        for partition_count in share.layouts[:-1]:
+            earlier = new_log(in_order=False)
+            try:
+                await fold_layout(earlier, fold, partition_count, user_id=request.user_id)
+            finally:
+                await earlier.close()
         await rebuild(log, fold, store, user_id=request.user_id, in_order=share.in_order, report=report)
         return fold.counts
     finally:

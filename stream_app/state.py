@@ -50,6 +50,11 @@ class UserRow(msgspec.Struct, frozen=True, gc=False):
     fence: Fence
     vector: bytes  # float32, (S,)
     ring: bytes  # UTF-8 item ids, newline between them, oldest first, at most RING_ITEMS
+    past: tuple[Fence, ...] = ()  # the last of each other partition of the epoch: the user moved when some were added
+
+    def covers(self, position: Fence) -> bool:
+        """Tell whether the row has already folded the interaction at `position`."""
+        return self.fence.covers(position) or any(fence.covers(position) for fence in self.past)
 
     def history(self) -> list[str]:
         """Return the last items, oldest first."""
@@ -171,7 +176,23 @@ class _Plan:
     fence: Fence
     vector: bytes
     ring: bytes
+    past: tuple[Fence, ...]
     steps: list[tuple[int, int, float, float]] = field(default_factory=list)  # item row, kind, value, dt_s
+
+    def covers(self, position: Fence) -> bool:
+        return self.fence.covers(position) or any(fence.covers(position) for fence in self.past)
+
+    def move_to(self, position: Fence) -> None:
+        """Set the fence, and remember where the user was in the partition that he leaves."""
+        left = self.fence
+        if (left.epoch, left.partition) != (position.epoch, position.partition):
+            kept = [
+                fence
+                for fence in (*self.past, left)
+                if fence.epoch == position.epoch and fence.partition != position.partition and fence.offset >= 0
+            ]
+            self.past = tuple(sorted(kept, key=lambda fence: fence.partition))
+        self.fence = position
 
 
 def advance(
@@ -198,9 +219,9 @@ def advance(
         plan = plans.get(positioned.user_id)
         if plan is None:
             row = rows[positioned.user_id]
-            plan = _Plan(row, row.events, row.last_event_time_ms, row.fence, row.vector, row.ring)
+            plan = _Plan(row, row.events, row.last_event_time_ms, row.fence, row.vector, row.ring, row.past)
             plans[positioned.user_id] = plan
-        if plan.fence.covers(positioned.fence):
+        if plan.covers(positioned.fence):
             counts.duplicate += 1
         elif positioned.interaction is None:
             _forget(plan, positioned.fence)
@@ -215,7 +236,8 @@ def advance(
 def _forget(plan: _Plan, fence: Fence) -> None:
     """Reset to a cold row that keeps the fence, so that a replay of older interactions stays without effect."""
     plan.steps.clear()
-    plan.events, plan.last_event_time_ms, plan.fence = 0, 0, fence
+    plan.move_to(fence)
+    plan.events, plan.last_event_time_ms = 0, 0
     plan.vector, plan.ring = bytes(len(plan.vector)), b""
 
 
@@ -248,7 +270,7 @@ def _append(
         plan.ring = plan.ring + b"\n" + item_id if plan.events else item_id
     plan.last_event_time_ms = max(event_time_ms, plan.last_event_time_ms) if plan.events else event_time_ms
     plan.events += 1
-    plan.fence = positioned.fence
+    plan.move_to(positioned.fence)
 
 
 def _finish(plans: Mapping[str, _Plan], model: UserModel, vocabulary: Vocabulary) -> list[RowUpdate]:
@@ -283,6 +305,7 @@ def _finish(plans: Mapping[str, _Plan], model: UserModel, vocabulary: Vocabulary
                 plan.fence,
                 buffer[u * width : (u + 1) * width],
                 plan.ring,
+                plan.past,
             ),
         )
         for u, (user_id, plan) in enumerate(plans.items())
@@ -292,9 +315,13 @@ def _finish(plans: Mapping[str, _Plan], model: UserModel, vocabulary: Vocabulary
 # Row bytes. The fence comes first, as 32 decimal digits, because the script that guards it compares text:
 # Redis's Lua holds no 64-bit integers, and an operator can read it with GETRANGE key 0 31.
 #   0  epoch (6 digits) partition (6) offset (20)
-#  32  u8 version, u8 flags (0), u16 S, u32 crc32 of all other bytes, u64 space, u64 events, i64 last_event_time_ms
-#  64  float32[S], then the ring
+#  32  u8 version, u8 flags (1: past fences), u16 S, u32 crc32 of all other bytes, u64 space, u64 events,
+#      i64 last_event_time_ms
+#  64  float32[S]; past fences, if any: u16 n, then n times u32 partition, u64 offset + 1; then the ring
 _HEAD = struct.Struct("<BBHIQQq")
+_PAST_COUNT = struct.Struct("<H")
+_PAST = struct.Struct("<IQ")
+_HAS_PAST = 1
 FENCE_BYTES = 32
 _BODY_AT = FENCE_BYTES + _HEAD.size
 
@@ -306,10 +333,11 @@ class RowError(ValueError):
 class ForeignRowError(RowError):
     """A sound row whose vector lives in another artefact's state space."""
 
-    def __init__(self, fence: Fence, message: str) -> None:
-        """Keep the fence: what the row has seen stays true whatever the model."""
+    def __init__(self, fence: Fence, past: tuple[Fence, ...], message: str) -> None:
+        """Keep the fences: what the row has seen stays true whatever the model."""
         super().__init__(message)
         self.fence = fence
+        self.past = past
 
 
 def fence_text(fence: Fence) -> bytes:
@@ -332,26 +360,27 @@ def fence_of(data: bytes) -> Fence:
     return Fence(int(data[:6]), int(data[6:12]), int(data[12:FENCE_BYTES]) - 1)
 
 
-def sound_fence(data: bytes) -> Fence:
-    """Return the fence of a row of any state space.
+def sound_fences(data: bytes) -> tuple[Fence, ...]:
+    """Return the fence of a row of any state space, then its past ones.
 
     Raises:
         RowError: the bytes are no sound row.
     """
     try:
-        return unpack_row(data, state_size=0, space=0).fence
+        row: UserRow | ForeignRowError = unpack_row(data, state_size=0, space=0)
     except ForeignRowError as error:
-        return error.fence
+        row = error
+    return (row.fence, *row.past)
 
 
 def pack_row(row: UserRow, space: int) -> bytes:
     """Return the bytes of a row; `space` names the state space (the artefact) its vector lives in."""
-    fence = fence_text(row.fence)
-    body = row.vector + row.ring
+    fence, flags = fence_text(row.fence), _HAS_PAST if row.past else 0
+    body = row.vector + _pack_past(row.past) + row.ring if row.past else row.vector + row.ring
     size = len(row.vector) // 4
-    head = _HEAD.pack(ROW_VERSION, 0, size, 0, space, row.events, row.last_event_time_ms)
+    head = _HEAD.pack(ROW_VERSION, flags, size, 0, space, row.events, row.last_event_time_ms)
     checksum = zlib.crc32(body, zlib.crc32(head, zlib.crc32(fence)))
-    return fence + _HEAD.pack(ROW_VERSION, 0, size, checksum, space, row.events, row.last_event_time_ms) + body
+    return fence + _HEAD.pack(ROW_VERSION, flags, size, checksum, space, row.events, row.last_event_time_ms) + body
 
 
 def unpack_row(data: bytes, *, state_size: int, space: int) -> UserRow:
@@ -364,13 +393,29 @@ def unpack_row(data: bytes, *, state_size: int, space: int) -> UserRow:
     if len(data) < _BODY_AT:
         raise RowError(f"row of {len(data)} bytes: shorter than its head of {_BODY_AT}")
     version, flags, size, checksum, row_space, events, last_event_time_ms = _HEAD.unpack_from(data, FENCE_BYTES)
-    if (version, flags) != (ROW_VERSION, 0):
-        raise RowError(f"row version={version}, flags={flags}: this worker reads {ROW_VERSION}, 0")
-    head = _HEAD.pack(version, 0, size, 0, row_space, events, last_event_time_ms)
+    if version != ROW_VERSION or flags & ~_HAS_PAST:
+        raise RowError(f"row version={version}, flags={flags}: this worker reads {ROW_VERSION}, 0 or {_HAS_PAST}")
+    head = _HEAD.pack(version, flags, size, 0, row_space, events, last_event_time_ms)
     if zlib.crc32(data[_BODY_AT:], zlib.crc32(head, zlib.crc32(data[:FENCE_BYTES]))) != checksum:
         raise RowError(f"row checksum {checksum:#010x} does not match its bytes")
-    fence = fence_of(data)
+    fence, vector_end = fence_of(data), _BODY_AT + 4 * size
+    past, ring_at = _unpack_past(data, vector_end, fence.epoch) if flags else ((), vector_end)
     if size != state_size or row_space != space:
-        raise ForeignRowError(fence, f"row of space {row_space:#x}, S={size}: the model has {space:#x}, S={state_size}")
-    vector_end = _BODY_AT + 4 * size
-    return UserRow(events, last_event_time_ms, fence, data[_BODY_AT:vector_end], data[vector_end:])
+        found = f"row of space {row_space:#x}, S={size}: the model has {space:#x}, S={state_size}"
+        raise ForeignRowError(fence, past, found)
+    return UserRow(events, last_event_time_ms, fence, data[_BODY_AT:vector_end], data[ring_at:], past)
+
+
+def _pack_past(past: Sequence[Fence]) -> bytes:
+    return _PAST_COUNT.pack(len(past)) + b"".join(_PAST.pack(fence.partition, fence.offset + 1) for fence in past)
+
+
+def _unpack_past(data: bytes, at: int, epoch: int) -> tuple[tuple[Fence, ...], int]:
+    """Return the past fences that begin at byte `at`, and where they end."""
+    try:
+        (count,) = _PAST_COUNT.unpack_from(data, at)
+        end = at + _PAST_COUNT.size + count * _PAST.size
+        pairs = _PAST.iter_unpack(data[at + _PAST_COUNT.size : end])
+        return tuple(Fence(epoch, partition, following - 1) for partition, following in pairs), end
+    except struct.error as error:
+        raise RowError(f"row of {len(data)} bytes: past fences cut short: {error}") from None

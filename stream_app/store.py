@@ -81,7 +81,7 @@ class RowCodec:
             return unpack_row(data, state_size=self._state_size, space=self.space)
         except ForeignRowError as error:
             self._bad_rows.labels("foreign").inc()
-            return UserRow(0, 0, error.fence, bytes(4 * self._state_size), b"")
+            return UserRow(0, 0, error.fence, bytes(4 * self._state_size), b"", error.past)
         except RowError:
             self._bad_rows.labels("corrupt").inc()
             return None
@@ -178,6 +178,7 @@ class RedisStore:
         self._epoch = 0
         self._rebuilds = b""
         self._partitions = 0
+        self._layouts: list[int] = []
         self._codec = codec
         self._prefix = key_prefix
         self._log_key = f"{key_prefix}:{{log}}:{log}"
@@ -262,8 +263,8 @@ class RedisStore:
     def _check_epoch(self, verdict: int) -> None:
         if verdict == SUPERSEDED:
             raise EpochError(
-                f"epoch {self._epoch} of {self._log} is over: its partition count changed, or `rerank reset-epoch` was "
-                "called; nothing was written; restart this worker"
+                f"epoch {self._epoch} of {self._log} is over: `rerank reset-epoch` was called, or there are fewer "
+                "partitions than before; nothing was written; restart this worker"
             )
 
     async def progress(self, partitions: Sequence[int]) -> list[int]:
@@ -284,7 +285,7 @@ class RedisStore:
         return f"{self._log_key}:{partition}"
 
     async def enter_epoch(self, partitions: int) -> int:
-        """Return the epoch that this store writes in, raised by one when the log's partition count changed.
+        """Return the epoch that this store writes in, raised by one when the log has fewer partitions than it had.
 
         Called again after Redis lost it, it restores the epoch rather than starting over.
         """
@@ -318,9 +319,30 @@ class RedisStore:
 
     async def _enter_epoch(self, keys: list[str], partitions: int, *, new: bool) -> int:
         arguments = [b"%d" % number for number in (partitions, self._epoch, new)]
-        ((self._epoch, rebuilds),) = await self._call([epoch_call(keys, arguments)])
+        arguments.append(",".join(map(str, self._layouts)).encode())
+        ((self._epoch, rebuilds, layouts),) = await self._call([epoch_call(keys, arguments)])
         self._rebuilds = b"%d" % rebuilds
+        self._layouts = [int(count) for count in layouts.split(b",")]
         return self._epoch
+
+    async def restore_layouts(self) -> None:
+        """Say again which partition counts the log has had, if Redis lost it."""
+        with unavailable("restore_layouts"):
+            told: Any = await self.client.hget(self._log_key, "partitions")
+            if told is None and self._layouts:
+                await self.client.hset(self._log_key, "partitions", ",".join(map(str, self._layouts)))
+
+    def homes(self, user_id: str) -> list[int]:
+        """Return the partitions where the contract has put a user since this epoch began, oldest first.
+
+        Partitions are added, never taken away; what a user did before stays where it was.
+        """
+        return list(dict.fromkeys(home_partition(user_id, count) for count in self._layouts))
+
+    @property
+    def layouts(self) -> Sequence[int]:
+        """The partition counts that the log has had since this epoch began, oldest first."""
+        return self._layouts
 
     async def row_space(self) -> str:
         """Return what was said of the state space of the rows, "" for nothing yet."""
@@ -395,14 +417,14 @@ class RedisStore:
         await self.client.connection_pool.disconnect(inuse_connections=False)
 
     async def _set_aside(self, user_id: str) -> None:
-        """Move bytes that are no row out of the way, and take back the progress of their user's partition.
+        """Move bytes that are no row out of the way, and take back the progress of their user's partitions.
 
-        So the partition is read again from its start, as after a loss: that rebuilds the user and changes nobody else.
+        So they are read again from their start, as after a loss: that rebuilds the user and changes nobody else.
         Progress goes first, for a crash between the two must not leave a user cold whose log counts as applied.
         """
         with unavailable("quarantine"):
-            if self._partitions:
-                await self.client.delete(self._progress_key(home_partition(user_id, self._partitions)))
+            for partition in self.homes(user_id):
+                await self.client.delete(self._progress_key(partition))
             await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
 
 

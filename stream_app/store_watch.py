@@ -55,6 +55,7 @@ class StoreWatch:
                 rebuilds = await self._rows.rebuilds()
                 if looks % LOOKS_A_TOPIC_ID == 0:  # a log created anew may grow past what is applied between two looks
                     await self._rows.claim_log(await self._hooks.topic_id())
+                    await self._rows.restore_layouts()
             except OtherLogError as error:
                 self._hooks.fail(error)
                 return

@@ -44,9 +44,11 @@ class StoredRow:
 
 def parse_row(data: bytes) -> StoredRow:
     """Return the row of these bytes; raise AssertionError when its checksum does not hold."""
-    _, _, size, checksum, _, events, last_event_time_ms = _HEAD.unpack_from(data, 32)
+    _, flags, size, checksum, _, events, last_event_time_ms = _HEAD.unpack_from(data, 32)
     assert zlib.crc32(data[:36] + bytes(4) + data[40:]) == checksum, f"checksum of {data!r}"
     vector, ring = data[64 : 64 + 4 * size], data[64 + 4 * size :]
+    if flags:  # where a user who moved was before: a count of 16 bits, 12 bytes each
+        ring = ring[2 + 12 * int.from_bytes(ring[:2], "little") :]
     position = (int(data[6:12]), int(data[12:32]) - 1)
     return StoredRow(position, events, last_event_time_ms, vector, ring.decode().split("\n") if ring else [])
 

@@ -28,7 +28,7 @@ from stream_app.pipeline import apply_interactions
 from stream_app.ports import UserStore
 from stream_app.settings import RedisSettings
 from stream_app.state import Fence, Progress, RowUpdate, UserRow, cold_row, fence_of, pack_row
-from stream_app.store import MemoryStore, RedisStore, RowCodec, space_text
+from stream_app.store import MemoryStore, RedisStore, RowCodec, home_partition, space_text
 from stream_app.telemetry import Telemetry
 from tests.builders import interaction
 from tests.fakes import SPACE, STATE_SIZE, FakeRecord, memory_store, record_of, serving
@@ -203,11 +203,46 @@ async def test_a_row_of_another_model_loses_its_vector_and_keeps_its_fence(backe
 
 
 @pytest.mark.integration
-async def test_the_epoch_rises_when_the_partition_count_changes(redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("scripts", ["lua", "watch"])
+async def test_partitions_that_are_added_are_of_the_same_epoch_fewer_are_of_another(
+    redis_server: RedisServer, scripts: Literal["lua", "watch"]
+) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    prefix, found = f"t-{uuid.uuid4().hex}", []
+    for count in (4, 4, 8, 8, 10, 4):
+        store = redis_store(client, prefix, scripts=scripts)
+        found.append((await store.enter_epoch(count), list(store.layouts)))
+    assert found == [(1, [4]), (1, [4]), (1, [4, 8]), (1, [4, 8]), (1, [4, 8, 10]), (2, [4])]
+    await client.aclose()
+
+
+@pytest.mark.integration
+async def test_a_flushed_redis_is_told_again_which_partition_counts_there_were(redis_server: RedisServer) -> None:
     client = connect(RedisSettings(url=SecretStr(redis_server.url)))
     prefix = f"t-{uuid.uuid4().hex}"
-    epochs = [await redis_store(client, prefix).enter_epoch(count) for count in (4, 4, 8, 8, 4)]
-    assert epochs == [1, 1, 2, 2, 3]
+    backend, later = redis_store(client, prefix), redis_store(client, prefix)
+    await backend.enter_epoch(2)
+    await backend.enter_epoch(5)
+    await client.flushdb()
+    await backend.restore_layouts()
+    await later.enter_epoch(5)
+    assert later.layouts == [2, 5]
+    assert later.homes("u-1") == [home_partition("u-1", 2), home_partition("u-1", 5)]
+    await client.aclose()
+
+
+@pytest.mark.integration
+async def test_what_a_corrupt_row_lost_is_read_again_wherever_its_user_was(redis_server: RedisServer) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    backend = redis_store(client)
+    await backend.enter_epoch(2)
+    await backend.enter_epoch(5)
+    await backend.save([], [Progress(partition, -1, 9) for partition in range(5)])
+    user_id = next(name for name in map(str, range(100)) if len(backend.homes(name)) == 2)
+    await put_bytes(backend, user_id, b"junk" * 30)
+    await backend.load([user_id])
+    read_again = [partition for partition, offset in enumerate(await backend.progress(range(5))) if offset == -1]
+    assert read_again == sorted(backend.homes(user_id))
     await client.aclose()
 
 
@@ -216,8 +251,8 @@ async def test_a_writer_of_an_older_epoch_is_told_so_and_writes_nothing(redis_se
     client = connect(RedisSettings(url=SecretStr(redis_server.url)))
     prefix = f"t-{uuid.uuid4().hex}"
     old, new = redis_store(client, prefix), redis_store(client, prefix)
-    await old.enter_epoch(4)
-    await new.enter_epoch(8)
+    await old.enter_epoch(8)
+    await new.enter_epoch(4)
     with pytest.raises(EpochError, match="restart this worker"):
         await old.save([update(1)])
     assert await new.load(["u-1"]) == [cold_row(STATE_SIZE)]
@@ -229,11 +264,11 @@ async def test_a_flushed_redis_gets_its_epoch_back_from_the_next_save(redis_serv
     client = connect(RedisSettings(url=SecretStr(redis_server.url)))
     prefix = f"t-{uuid.uuid4().hex}"
     backend = redis_store(client, prefix)
-    await backend.enter_epoch(4)
-    assert await backend.enter_epoch(8) == 2
+    await backend.enter_epoch(8)
+    assert await backend.enter_epoch(4) == 2
     await client.flushdb()
     await backend.save([update(1, epoch=2)])
-    assert await redis_store(client, prefix).enter_epoch(8) == 2
+    assert await redis_store(client, prefix).enter_epoch(4) == 2
     await client.aclose()
 
 

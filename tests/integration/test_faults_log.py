@@ -2,7 +2,11 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,18 +14,23 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewPartitions
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 
+from deploy.chaos.oracle import Record
 from deploy.local import ApacheKafka, EmbeddedKafka, LocalStack
 from deploy.local.stack import KafkaChoice
 from stream_app.topic_admin import admin_client, partition_counts
 from tests.builders import interaction
 from tests.fault_kit import (
+    Load,
     exit_code,
     healed,
     healed_log,
+    is_interaction,
     launched,
     read_log,
+    redis_of,
     serving,
     stop_gracefully,
+    stored_rows,
     under_load,
     until_log_says,
 )
@@ -162,8 +171,51 @@ async def empty_the_broker(stack: LocalStack, where: Site) -> None:
     await asyncio.sleep(1.0)
 
 
+async def raise_partitions(where: Site, count: int) -> None:
+    async with admin_client(where.settings().kafka, 15.0) as admin:
+        grown = {f"{where.prefix}{name}": NewPartitions(total_count=count) for name in ("interactions", "candidates")}
+        await admin.create_partitions(grown)
+
+
 @pytest.mark.kafka
+@pytest.mark.parametrize("end", ["stopped", "killed"])
 async def test_after_the_partition_count_was_raised_moved_users_go_on(
+    kafka_home: Path, artefact: Path, tmp_path: Path, end: str
+) -> None:
+    with LocalStack(tmp_path, kafka="apache", redis="local", kafka_home=kafka_home) as stack:
+        where = site(stack, artefact, tmp_path, RERANK_KAFKA__COMMIT_INTERVAL_MS="60000")  # all of it comes again
+        await where.create_topics(2)
+        async with client(where) as outsider:
+            worker = await serving(where)
+            async with under_load(outsider, SEED) as load:
+                await asyncio.sleep(2.0)
+                if end == "killed":
+                    worker.process.kill()
+            if end == "stopped":
+                await healed(where, load)
+                await stop_gracefully(worker)
+            before = await read_log(where, load.ends["interactions"])
+            await raise_partitions(where, 5)
+        async with client(where) as outsider:
+            worker = await serving(where)
+            load.outsider = outsider
+            await healed_log(where, load, before)
+            async with under_load(outsider, SEED + 1) as more:
+                await asyncio.sleep(3.0)
+            after = await read_after(where, more, before)
+            more.request_ids |= load.request_ids
+            await healed_log(where, more, before + after)
+            await stop_gracefully(worker)
+        assert {partition for partition, *_ in after} == set(range(5))
+
+
+async def read_after(where: Site, load: Load, before: Sequence[Record]) -> list[Record]:
+    known = set(before)
+    return [one for one in await read_log(where, load.ends["interactions"]) if one not in known]
+
+
+@pytest.mark.kafka
+async def test_after_the_partition_count_was_raised_a_corrupt_row_costs_no_event_and_no_neighbour(
     kafka_home: Path, artefact: Path, tmp_path: Path
 ) -> None:
     with LocalStack(tmp_path, kafka="apache", redis="local", kafka_home=kafka_home) as stack:
@@ -172,24 +224,52 @@ async def test_after_the_partition_count_was_raised_moved_users_go_on(
         async with client(where) as outsider:
             worker = await serving(where)
             async with under_load(outsider, SEED) as load:
-                await asyncio.sleep(2.0)
+                await asyncio.sleep(1.0)
             await healed(where, load)
             before = await read_log(where, load.ends["interactions"])
             await stop_gracefully(worker)
-            async with admin_client(where.settings().kafka, 15.0) as admin:
-                grown = {
-                    f"{where.prefix}{name}": NewPartitions(total_count=5) for name in ("interactions", "candidates")
-                }
-                await admin.create_partitions(grown)
+            await raise_partitions(where, 5)
         async with client(where) as outsider:
             worker = await serving(where)
             async with under_load(outsider, SEED + 1) as more:
-                await asyncio.sleep(3.0)
-            known = set(before)
-            after = [one for one in await read_log(where, more.ends["interactions"]) if one not in known]
-            await healed_log(where, more, before + after)
+                await asyncio.sleep(1.0)
+            log = before + await read_after(where, more, before)
+            await healed_log(where, more, log)
             await stop_gracefully(worker)
-        assert {partition for partition, *_ in after} == set(range(5))
+            for user_id in ("u-1", "u-2", "u-3"):
+                corrupt(where, user_id)
+            worker = await serving(where)
+            async with under_load(outsider, SEED + 2) as last:
+                await asyncio.sleep(1.0)
+            log += await read_after(where, last, log)
+            expected = Counter(key for _, _, key, value in log if is_interaction(key, value))
+            async with asyncio.timeout(60):
+                while {name.encode(): row.events for name, row in stored_rows(where).items()} != expected:  # noqa: ASYNC110 - Redis tells nobody
+                    await asyncio.sleep(0.2)
+            await stop_gracefully(worker)
+            await rebuilt(where)
+            await healed_log(where, last, log)
+
+
+async def rebuilt(where: Site) -> None:
+    command = [sys.executable, "-m", "stream_app", "rebuild", "--json"]
+    done = await asyncio.to_thread(
+        subprocess.run,
+        command,
+        env=where.worker_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def corrupt(where: Site, user_id: str) -> None:
+    """Overwrite the row of a user with junk."""
+    with redis_of(where.redis_url) as connection:
+        (key,) = connection.scan_iter(f"{where.prefix}rerank:*:u:{user_id}")
+        connection.set(key, b"junk" * 30)
 
 
 @pytest.mark.kafka

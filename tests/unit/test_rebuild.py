@@ -10,7 +10,7 @@ from schemas.limits import Limits
 from stream_app.ports import Record
 from stream_app.rebuild import Fold, RebuildCounts, Verdict, judge, rebuild
 from stream_app.state import Fence, UserRow, pack_row
-from stream_app.store import Replacement, RowCodec
+from stream_app.store import Replacement, RowCodec, home_partition
 from stream_app.telemetry import Telemetry
 from tests.builders import interaction
 from tests.fakes import SPACE, STATE_SIZE, FakeRecord, record_of, serving
@@ -39,11 +39,59 @@ def row_bytes(offset: int, *, epoch: int = 1, partition: int = 0, space: int = S
         (row_bytes(50), Verdict.AHEAD),
         (row_bytes(99, epoch=0), Verdict.BEHIND),
         (row_bytes(1, epoch=2), Verdict.WRONG),
-        (row_bytes(99, partition=1), Verdict.BEHIND),
+        (row_bytes(99, partition=1), Verdict.WRONG),
     ],
 )
 def test_a_stored_row_is_judged_by_its_bytes_and_its_fence(stored: bytes | None, verdict: Verdict) -> None:
-    assert judge(stored, row_bytes(20), Fence(1, 0, 20), READ_TO) is verdict
+    assert judge(stored, row_bytes(20), READ_TO) is verdict
+
+
+def moved_bytes(*fences: tuple[int, int], events: int = 3) -> bytes:
+    """Return a row at the first (partition, offset), its user having been at the others before."""
+    first, *past = (Fence(1, partition, offset) for partition, offset in fences)
+    return pack_row(UserRow(events, 9, first, bytes(4 * STATE_SIZE), b"i-1", tuple(past)), SPACE)
+
+
+@pytest.mark.parametrize(
+    ("stored", "verdict"),
+    [
+        (moved_bytes((1, 5), (0, 20)), Verdict.UNCHANGED),
+        (moved_bytes((1, 5), (0, 20), events=4), Verdict.WRONG),
+        (moved_bytes((1, 5)), Verdict.WRONG),  # a worker that caches it would write over the rebuilt one
+        (moved_bytes((0, 20)), Verdict.BEHIND),
+        (moved_bytes((1, 4), (0, 20)), Verdict.BEHIND),
+        (moved_bytes((1, 7), (0, 20)), Verdict.AHEAD),
+        (moved_bytes((1, 5), (0, 50)), Verdict.AHEAD),
+        (moved_bytes((0, 21), (1, 5)), Verdict.WRONG),
+    ],
+)
+def test_the_row_of_a_moved_user_is_judged_by_all_its_fences(stored: bytes, verdict: Verdict) -> None:
+    assert judge(stored, moved_bytes((1, 5), (0, 20)), {0: 50, 1: 7}) is verdict
+
+
+def test_what_users_did_before_they_moved_is_folded_before_what_they_did_there() -> None:
+    names = [f"u-{n}" for n in range(40)]
+    before = [
+        record_of(
+            interaction(user_id=name, item_id="i-1", event_time_ms=1), offset=n, partition=home_partition(name, 2)
+        )
+        for n, name in enumerate(names)
+    ]
+    after = [
+        record_of(
+            interaction(user_id=name, item_id="i-2", event_time_ms=2), offset=100 + n, partition=home_partition(name, 5)
+        )
+        for n, name in enumerate(names)
+    ]
+    by_partition = sorted(before + after, key=lambda record: (record.partition, record.offset))
+    fold = fold_of()
+    fold.feed(by_partition, partition_count=2)
+    fold.feed(by_partition)
+    codec = RowCodec(state_size=STATE_SIZE, space=SPACE, telemetry=Telemetry())
+    rings = {name: row.history() for name, data in fold.rows() if (row := codec.unpack(data)) is not None}
+    assert all(rings[name] == ["i-1", "i-2"] for name in names)
+    assert (fold.counts.records, fold.counts.users) == (80, 40)
+    fold.close()
 
 
 @dataclass(slots=True)

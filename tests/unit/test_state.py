@@ -1,5 +1,6 @@
 """The user row: what an interaction does to it, and its bytes."""
 
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -112,6 +113,42 @@ def test_an_interaction_after_forgetting_starts_from_cold() -> None:
     assert (row.events, vector(row), row.history()) == (1, [0.0, 1.0], ["i-2"])
 
 
+def test_a_user_who_moves_to_another_partition_keeps_where_he_was() -> None:
+    row = only_row(fold([positioned(7), positioned(0, partition=3), positioned(8), positioned(2, partition=1)]))
+    assert (row.fence, row.past) == (Fence(1, 1, 2), (Fence(1, 0, 8), Fence(1, 3, 0)))
+    advanced = fold([positioned(n, partition=p) for p, n in ((0, 7), (0, 8), (3, 0), (1, 1), (1, 2))], {"u-1": row})
+    assert (advanced.updates, advanced.counts.duplicate) == ([], 5)
+    assert only_row(fold([positioned(9)], {"u-1": row})).events == 5
+
+
+def test_a_new_epoch_forgets_where_the_user_was() -> None:
+    row = only_row(fold([positioned(7), positioned(0, partition=3), positioned(0, epoch=2)]))
+    assert (row.events, row.fence, row.past) == (3, Fence(2, 0, 0), ())
+
+
+def test_forgetting_keeps_where_the_user_was() -> None:
+    row = only_row(fold([positioned(7, partition=3), forget(2)]))
+    assert (row.events, row.fence, row.past) == (0, Fence(1, 0, 2), (Fence(1, 3, 7),))
+
+
+@given(st.data())
+def test_however_often_partitions_are_read_again_a_moved_user_has_each_interaction_once(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    at, row = [0] * len(lengths), cold_row(STATE_SIZE)
+    for _ in range(data.draw(st.integers(0, 40))):
+        partition = data.draw(st.integers(0, len(lengths) - 1))
+        at[partition] = data.draw(st.integers(0, at[partition]))  # read again from here
+        count = data.draw(st.integers(0, lengths[partition] - at[partition]))
+        some = [positioned(at[partition] + n, partition=partition) for n in range(count)]
+        at[partition] += count
+        for update in fold(some, {"u-1": row}).updates if some else []:
+            row = update.row
+    for partition, length in enumerate(lengths):
+        for update in fold([positioned(n, partition=partition) for n in range(length)], {"u-1": row}).updates:
+            row = update.row
+    assert row.events == sum(lengths)
+
+
 def test_an_unknown_item_and_an_unknown_kind_are_kept_and_counted() -> None:
     advanced = fold([positioned(1, item_id="never-seen", kind="wave")])
     assert (advanced.counts.applied, advanced.counts.unknown_item, advanced.counts.unknown_kind) == (1, 1, 1)
@@ -198,14 +235,24 @@ def test_the_fence(stored: Fence, base: Fence, new: Fence, allowed: bool) -> Non
     assert may_replace(stored, RowUpdate("u", base, UserRow(1, 0, new, b"", b""))) is allowed
 
 
+partitions, offsets = st.integers(0, 999_999), st.integers(0, 2**63 - 1)
 row_strategy = st.builds(
-    UserRow,
+    lambda epoch, past, **fields: UserRow(
+        **fields,
+        fence=Fence(epoch, *fields_of_fence(past)),
+        past=tuple(Fence(epoch, partition, offset) for partition, offset in sorted(past.items())[1:]),
+    ),
+    epoch=st.integers(0, 999_999),
+    past=st.dictionaries(partitions, offsets, max_size=4),
     events=st.integers(0, 2**63),
     last_event_time_ms=st.integers(-(2**63), 2**63 - 1),
-    fence=st.builds(Fence, st.integers(0, 999_999), st.integers(0, 999_999), st.integers(-1, 2**63 - 1)),
     vector=st.binary(min_size=4 * STATE_SIZE, max_size=4 * STATE_SIZE),
     ring=st.binary(max_size=100),
 )
+
+
+def fields_of_fence(offset_of: dict[int, int]) -> tuple[int, int]:
+    return min(offset_of.items(), default=(0, -1))
 
 
 @given(row=row_strategy)
@@ -233,6 +280,23 @@ def test_a_row_of_another_model_keeps_its_fence(state_size: int, space: int) -> 
     with pytest.raises(ForeignRowError) as caught:
         unpack_row(pack_row(row, SPACE), state_size=state_size, space=space)
     assert caught.value.fence == row.fence
+
+
+def test_the_bytes_of_a_moved_user_are_the_documented_ones() -> None:
+    row = UserRow(17, 1_699_999_999_999, Fence(1, 2, 1_041), bytes(4), b"i-1", (Fence(1, 0, 6), Fence(1, 5, 0)))
+    data = pack_row(row, SPACE)
+    assert (data[33], data[64:]) == (
+        1,
+        bytes(4) + bytes.fromhex("0200 00000000 0700000000000000 05000000 0100000000000000") + b"i-1",
+    )
+
+
+def test_past_fences_cut_short_are_no_row() -> None:
+    row = UserRow(1, 1, Fence(1, 2, 3), bytes(8), b"", (Fence(1, 0, 6),))
+    head, body = pack_row(row, SPACE)[:64], pack_row(row, SPACE)[64:-1]
+    checksum = zlib.crc32(body, zlib.crc32(head[:36] + bytes(4) + head[40:]))
+    with pytest.raises(RowError, match="cut short"):
+        unpack_row(head[:36] + checksum.to_bytes(4, "little") + head[40:] + body, state_size=2, space=SPACE)
 
 
 def test_the_row_bytes_are_the_documented_ones() -> None:

@@ -76,6 +76,8 @@ async def test_a_topic_of_another_id_ends_the_worker_however_long_it_is(monkeypa
             if topic_id != "1a":
                 raise OtherLogError("interactions", "1a", topic_id)
 
+        async def restore_layouts(self) -> None: ...
+
     class Guarded:
         def succeeded(self) -> None: ...
 
