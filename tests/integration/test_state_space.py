@@ -143,5 +143,6 @@ def command(where: Site, *arguments: str, **environment: str) -> "subprocess.Com
 
 def doctor(where: Site) -> dict[str, str]:
     """Return the verdict of each check."""
-    findings = json.loads(command(where, "doctor", "--json").stdout)["findings"]
+    patient = {"RERANK_REDIS__TIMEOUT_MS": "10000", "RERANK_REDIS__CONNECT_TIMEOUT_MS": "10000"}
+    findings = json.loads(command(where, "doctor", "--json", **patient).stdout)["findings"]
     return {finding["check"]: finding["verdict"] for finding in findings}
