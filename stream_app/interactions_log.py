@@ -84,7 +84,7 @@ class KafkaLog:
     async def close(self) -> None:
         """Close the connection."""
         if self._consumer is not None:
-            await self._consumer.stop()
+            await stop_reading(self._consumer)
 
     async def batches(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
         """Yield what is left up to the ends, in offset order inside each partition.
@@ -170,6 +170,15 @@ async def start_offsets(kafka: KafkaSettings, topic: str, partitions: Iterable[i
         return {tp.partition: offset for tp, offset in found.items()}
 
 
+async def stop_reading(consumer: AIOKafkaConsumer) -> None:
+    """Stop a consumer without a group; aiokafka cancels a task of its own, and raises if it had not begun."""
+    try:
+        await consumer.stop()
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
+
+
 @asynccontextmanager
 async def _reading(kafka: KafkaSettings, topic: str, partitions: Iterable[int]) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = None
@@ -184,7 +193,7 @@ async def _reading(kafka: KafkaSettings, topic: str, partitions: Iterable[int]) 
         ) from error
     finally:
         if consumer is not None:
-            await consumer.stop()
+            await stop_reading(consumer)
 
 
 async def _assigned(kafka: KafkaSettings, topic: str, partitions: Iterable[int]) -> AIOKafkaConsumer:

@@ -1,10 +1,11 @@
 """Settings: one frozen object, read once from `RERANK_...` variables (docs/operators.md lists them)."""
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.limits import Limits
@@ -13,6 +14,14 @@ from stream_app.errors import SettingsError
 
 ENV_PREFIX = "RERANK_"
 CLUSTER_DURABILITY_WINDOW_MS = 5_000
+_BROKER = re.compile(r" *(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})? *")
+
+
+def _brokers(servers: str) -> str:
+    """Refuse what aiokafka would fail to read with a traceback."""
+    if not all(_BROKER.fullmatch(server) for server in servers.split(",")):
+        raise PydanticCustomError("brokers", "not a list of HOST:PORT with commas between")
+    return servers
 
 
 class KafkaSettings(BaseModel):
@@ -20,7 +29,7 @@ class KafkaSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1)
+    bootstrap_servers: Annotated[str, AfterValidator(_brokers)] = "127.0.0.1:9092"
     session_timeout_ms: int = Field(default=10_000, ge=1_000)
     heartbeat_interval_ms: int = Field(default=2_000, ge=100)
     fetch_max_wait_ms: int = Field(default=20, ge=1, le=5_000)

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 from schemas.topics import DEAD_LETTERS, TOPICS, topic_name
 from stream_app import lenient_records
 from stream_app.errors import SettingsError, TransientError
-from stream_app.interactions_log import ISOLATION_LEVEL
+from stream_app.interactions_log import ISOLATION_LEVEL, stop_reading
 from stream_app.settings import Settings
 from stream_app.topic_admin import admin_client, partition_counts
 
@@ -84,7 +84,7 @@ async def reading(settings: Settings, names: Sequence[str], start: Start) -> Asy
             f"kafka {settings.kafka.bootstrap_servers}: {error!r}; reading ended; check the broker (`rerank doctor`)"
         ) from error
     finally:
-        await consumer.stop()
+        await stop_reading(consumer)
 
 
 def stop_on_signals() -> Callable[[], bool]:

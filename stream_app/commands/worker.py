@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ MALLOC_PARAMETERS = {  # numbers of glibc's malloc.h
 
 def worker() -> None:
     """Serve until SIGTERM. Prints one JSON line when ready; JSON logs go to stderr."""
+    signal.signal(signal.SIGTERM, _end_before_the_start)
     steady_heap()
     from stream_app.app import Worker  # noqa: PLC0415 - torch and faust cost a second that other commands need not pay
 
@@ -49,6 +51,11 @@ def steady_heap() -> None:
     for variable, (parameter, value) in MALLOC_PARAMETERS.items():
         if variable not in os.environ:
             libc.mallopt(parameter, value)
+
+
+def _end_before_the_start(*_: object) -> None:
+    """End at once: nothing is in hand yet. The worker listens to signals itself as soon as it runs."""
+    os._exit(0)
 
 
 async def _run_to_the_end(worker: "Worker") -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -88,3 +90,14 @@ async def test_sigterm_ends_a_worker_that_waits_at_once_with_0(where: Site, away
         assert await asyncio.to_thread(worker.process.popen.wait, 20) == 0
     finally:
         worker.process.stop()
+
+
+def test_sigterm_before_anything_is_in_hand_ends_with_0() -> None:
+    program = """
+import os, signal
+from stream_app.commands import worker
+worker.steady_heap = lambda: os.kill(os.getpid(), signal.SIGTERM)
+worker.worker()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
