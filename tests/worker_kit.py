@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import subprocess
 import sys
 import time
 import uuid
@@ -76,6 +77,17 @@ class Site:
             "RERANK_TOPIC_PREFIX": self.prefix,
             "RERANK_ARTEFACT": str(self.artefact),
         }
+
+    def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        """Run a `rerank` command on this site to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "stream_app", *arguments],
+            env={**self.worker_environment(), **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
 
     async def create_topics(self, partitions: int = 4) -> None:
         """Create the topics of this test."""

@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -247,22 +245,9 @@ async def test_after_the_partition_count_was_raised_a_corrupt_row_costs_no_event
                 while {name.encode(): row.events for name, row in stored_rows(where).items()} != expected:  # noqa: ASYNC110 - Redis tells nobody
                     await asyncio.sleep(0.2)
             await stop_gracefully(worker)
-            await rebuilt(where)
+            done = await asyncio.to_thread(where.command, "rebuild")
+            assert done.returncode == 0, done.stderr
             await healed_log(where, last, log)
-
-
-async def rebuilt(where: Site) -> None:
-    command = [sys.executable, "-m", "stream_app", "rebuild", "--json"]
-    done = await asyncio.to_thread(
-        subprocess.run,
-        command,
-        env=where.worker_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def corrupt(where: Site, user_id: str) -> None:

@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,23 +102,10 @@ async def live(where: Site, rows: Rows, worker_client: Client) -> tuple[dict[byt
 
 
 def rebuild(where: Site, *arguments: str) -> dict[str, Any]:
-    done = run(where, "rebuild", "--json", *arguments)
+    done = where.command("rebuild", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
-
-
-def run(
-    where: Site, *arguments: str, environment: Mapping[str, str] | None = None
-) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "stream_app", *arguments],
-        env={**where.worker_environment(), **(environment or {})},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 async def test_whatever_redis_holds_a_rebuild_leaves_the_bytes_of_the_live_worker(where: Site, rows: Rows) -> None:
@@ -158,7 +143,7 @@ async def test_a_rebuild_gives_rows_of_another_model_their_vector(where: Site, r
         expected = rows.all()
         assert [fence_of(row) for row in expected.values()] == [fence_of(before[key]) for key in expected]
         assert rows.progress() == progress
-        refused = run(where, "doctor", "--json")
+        refused = where.command("doctor", "--json")
         assert '"rows","verdict":"fail"' in refused.stdout
         rows.flush()
         rebuild(where, "--artefact", str(other))
@@ -176,7 +161,7 @@ async def test_a_part_of_the_rows_is_not_rebuilt_for_another_model(where: Site, 
     other = write_tiny_artefact(tmp_path / "other", seed=1)
     async with client(where) as worker_client:
         before, _ = await live(where, rows, worker_client)
-    done = run(where, "rebuild", "--artefact", str(other), "--user", "u-1")
+    done = where.command("rebuild", "--artefact", str(other), "--user", "u-1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "cannot be rebuilt alone" in done.stderr
     assert rows.all() == before
@@ -249,7 +234,7 @@ async def test_a_worker_rebuilds_the_user_of_a_corrupt_row_by_itself(where: Site
 
 
 async def test_a_partition_that_is_not_there_is_refused(where: Site) -> None:
-    done = run(where, "rebuild", "--until-offset", "9:1")
+    done = where.command("rebuild", "--until-offset", "9:1")
     assert (done.returncode, done.stdout) == (1, "")
     assert "not [9]" in done.stderr
 
@@ -257,7 +242,7 @@ async def test_a_partition_that_is_not_there_is_refused(where: Site) -> None:
 def test_nobody_is_asked_before_the_place_is_understood(
     local_stack: LocalStack, artefact: Path, tmp_path: Path
 ) -> None:
-    done = run(site(local_stack, artefact, tmp_path), "rebuild", "--until-offset", "first")
+    done = site(local_stack, artefact, tmp_path).command("rebuild", "--until-offset", "first")
     assert done.returncode == 1
     assert "not PARTITION:OFFSET" in done.stderr
     assert os.environ.get("RERANK_REDIS__URL", "redis://") not in done.stdout

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,14 +68,7 @@ async def ended(worker: WorkerProcess) -> str:
 
 
 def reset_epoch(where: Site) -> dict[str, object]:
-    done = subprocess.run(
-        [sys.executable, "-m", "stream_app", "reset-epoch", "--yes", "--json"],
-        env=where.worker_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = where.command("reset-epoch", "--yes", "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
     return found

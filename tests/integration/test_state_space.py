@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,7 +71,7 @@ async def test_a_worker_ends_when_its_rows_become_another_models(where: Site, ot
     async with client(where) as outsider:
         with WorkerProcess(where) as worker:
             await know_a_user(outsider)
-            rebuilding = await asyncio.to_thread(command, other, "rebuild")
+            rebuilding = await asyncio.to_thread(other.command, "rebuild")
             assert rebuilding.returncode == 0, rebuilding.stderr
             rows = stored_rows(where)
             await outsider.interact(interaction(event_id="e-2"))
@@ -99,7 +97,7 @@ async def test_a_rebuild_that_did_not_end_lets_no_worker_start_until_it_has(wher
             assert await exit_code(refused) == 1
             assert "a rebuild into state space 00000000000000ff has not ended" in refused.log()
         assert doctor(other)["rows"] == "fail"
-        assert command(other, "rebuild").returncode == 0
+        assert other.command("rebuild").returncode == 0
         assert doctor(other)["rows"] == "ok"
         with WorkerProcess(other):
             slate = await outsider.ask(candidate_list(item_ids=item_ids()[:3], after=None, deadline_ms=20_000))
@@ -113,7 +111,7 @@ async def test_rows_under_another_prefix_take_over_without_a_pause(where: Site, 
     async with client(where) as outsider:
         with WorkerProcess(where) as before:
             await know_a_user(outsider)
-            rebuilding = await asyncio.to_thread(command, other, "rebuild", **beside)
+            rebuilding = await asyncio.to_thread(other.command, "rebuild", **beside)
             assert rebuilding.returncode == 0, rebuilding.stderr
             await outsider.interact(interaction(event_id="e-2"))
             await until_rows(where, events=2)
@@ -130,19 +128,8 @@ async def until_rows(where: Site, *, events: int) -> None:
             await asyncio.sleep(0.05)
 
 
-def command(where: Site, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "stream_app", *arguments],
-        env={**where.worker_environment(), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def doctor(where: Site) -> dict[str, str]:
     """Return the verdict of each check."""
     patient = {"RERANK_REDIS__TIMEOUT_MS": "10000", "RERANK_REDIS__CONNECT_TIMEOUT_MS": "10000"}
-    findings = json.loads(command(where, "doctor", "--json", **patient).stdout)["findings"]
+    findings = json.loads(where.command("doctor", "--json", **patient).stdout)["findings"]
     return {finding["check"]: finding["verdict"] for finding in findings}

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -128,15 +126,7 @@ def some(count: float) -> bool:
 
 async def rebuild(where: Site) -> dict[str, int]:
     """Rebuild and return what became of the rows."""
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "stream_app", "rebuild", "--json"],
-        env=where.worker_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = await asyncio.to_thread(where.command, "rebuild", "--json")
     assert done.returncode == 0, done.stderr
     rows: dict[str, int] = json.loads(done.stdout)["rows"]
     return rows
