@@ -59,15 +59,16 @@ return answer
 """
 
 # Raises the epoch when the log has fewer partitions than it had (offsets of the old one mean nothing in the new) or
-# when asked to; the latter also clears progress. Partitions that are added leave every offset what it was. ARGV:
-# partition count, the epoch that the caller has written in so far (0: none), 1 to start a new epoch, the counts that
-# the caller knows of ('': none). KEYS: log, progress of each partition. Answers {epoch, rebuilds, its counts so far}.
+# when asked to; the latter also clears progress. A log whose topic id is known cannot have fewer: then nothing changes.
+# Partitions that are added leave every offset what it was. ARGV: partition count, the epoch that the caller has written
+# in so far (0: none), 1 to start a new epoch, the counts that the caller knows of ('': none). KEYS: log, progress of
+# each partition. Answers {epoch, rebuilds, its counts so far}.
 EPOCH_SCRIPT = """
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'partitions', 'rebuilds')
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'partitions', 'rebuilds', 'topic_id')
 local epoch = math.max(tonumber(head[1] or '0'), tonumber(ARGV[2]), 1)
 local counts = head[2] or (ARGV[4] ~= '' and ARGV[4]) or ARGV[1]
 local last, count = tonumber(string.match(counts, '%d+$')), tonumber(ARGV[1])
-if ARGV[3] == '1' or count < last then
+if ARGV[3] == '1' or (count < last and not head[4]) then
   epoch, counts = epoch + 1, ARGV[1]
 elseif count > last then
   counts = counts .. ',' .. ARGV[1]
@@ -234,7 +235,7 @@ def _decide_epoch(head: Head, values: Values, call: Call) -> Decision:
     epoch = max(int(head.get(b"epoch", 0)), int(written_in), 1)
     counts = head.get(b"partitions", known or partitions)
     count, last = int(partitions), int(counts.rpartition(b",")[2])
-    if new == b"1" or count < last:
+    if new == b"1" or (count < last and not head.get(b"topic_id")):
         epoch, counts = epoch + 1, partitions
     elif count > last:
         counts = counts + b"," + partitions

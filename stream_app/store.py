@@ -288,9 +288,18 @@ class RedisStore:
         """Return the epoch that this store writes in, raised by one when the log has fewer partitions than it had.
 
         Called again after Redis lost it, it restores the epoch rather than starting over.
+
+        Raises:
+            EpochError: there are fewer partitions although the topic is the same.
         """
         self._partitions = partitions
-        return await self._enter_epoch([self._log_key], partitions, new=False)
+        epoch = await self._enter_epoch([self._log_key], partitions, new=False)
+        if self._layouts[-1] > partitions:
+            raise EpochError(
+                f"{self._log}: the broker tells of {partitions} partitions, there were {self._layouts[-1]}; nothing "
+                "was written; start again, its metadata may be old; if the topic is another one: `rerank reset-epoch`"
+            )
+        return epoch
 
     async def claim_log(self, topic_id: str) -> None:
         """Say from which topic the rows are, if nobody has said anything; "" (a broker without ids) says nothing.

@@ -217,6 +217,23 @@ async def test_partitions_that_are_added_are_of_the_same_epoch_fewer_are_of_anot
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("scripts", ["lua", "watch"])
+async def test_a_broker_that_forgot_partitions_of_the_same_topic_begins_no_epoch(
+    redis_server: RedisServer, scripts: Literal["lua", "watch"]
+) -> None:
+    client = connect(RedisSettings(url=SecretStr(redis_server.url)))
+    prefix = f"t-{uuid.uuid4().hex}"
+    before, after = (redis_store(client, prefix, scripts=scripts) for _ in range(2))
+    await before.claim_log("1a")
+    await before.enter_epoch(8)
+    with pytest.raises(EpochError, match="4 partitions, there were 8"):
+        await after.enter_epoch(4)
+    assert await redis_store(client, prefix).enter_epoch(8) == 1
+    assert await redis_store(client, prefix).reset_epoch(4) == 2
+    await client.aclose()
+
+
+@pytest.mark.integration
 async def test_a_flushed_redis_is_told_again_which_partition_counts_there_were(redis_server: RedisServer) -> None:
     client = connect(RedisSettings(url=SecretStr(redis_server.url)))
     prefix = f"t-{uuid.uuid4().hex}"
