@@ -160,6 +160,11 @@ class Agent:
             self._context.telemetry.dead_letters.labels(letter.topic, letter.code).inc()
 
 
+def _tell_of_a_bug(error: Exception, records: int) -> None:
+    """Leave a trace of a bug that may not come again when the records are tried alone."""
+    logger.warning("event=bug records=%s are tried again, fewer at a time", records, exc_info=error)
+
+
 class InteractionsAgent(Agent):
     """decode -> load -> advance -> save, then settle. Interactions are never shed: they wait for Redis."""
 
@@ -202,6 +207,8 @@ class InteractionsAgent(Agent):
             if len(records) == 1 and tried:
                 logger.exception("event=internal_error topic=%s offset=%s", records[0].topic, records[0].offset)
                 return await self._skip(records[0], error)
+            if not tried:
+                _tell_of_a_bug(error, len(records))
         if len(records) == 1:
             return await self._apply(records, tried=True)
         middle = len(records) // 2
@@ -366,6 +373,7 @@ class ListsAgent(Agent):
                     (request,) = left.values()
                     await self._give_up(request, error)
                 else:
+                    _tell_of_a_bug(error, len(left))
                     for request in left.values():
                         await self._rank([request], tried=True)
                 return

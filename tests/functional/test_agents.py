@@ -137,7 +137,9 @@ async def test_an_interaction_that_hits_a_bug_is_isolated() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
-async def test_a_bug_that_passes_costs_no_record(count: int) -> None:
+async def test_a_bug_that_passes_costs_no_record_and_leaves_its_traceback(
+    count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     applying, ranking = Bench(serving=serving(PassingBug())), Bench(serving=serving(PassingBug()))
     applying.stream.put(*(click(n) for n in range(count)))
     ranking.stream.put(*(request(n, request_id=f"r-{n}") for n in range(count)))
@@ -146,6 +148,8 @@ async def test_a_bug_that_passes_costs_no_record(count: int) -> None:
     assert [row.events for row in await applying.store.load(["u-1"])] == [count]
     assert [slate.outcome for slate in ranking.slates()] == ["ranked"] * count
     assert (applying.codes(), ranking.codes()) == ([], [])
+    told = [record for record in caplog.records if record.getMessage().startswith(f"event=bug records={count} ")]
+    assert [record.exc_info and record.exc_info[0] for record in told] == [ZeroDivisionError] * 2
 
 
 async def test_going_on_past_a_bug_waits_for_redis_too() -> None:
