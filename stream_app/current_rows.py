@@ -1,12 +1,26 @@
 """Rows from a store that still has everything which was applied, or none at all."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
 
 from stream_app.errors import StoreUnavailableError
 from stream_app.ports import AppliedOffsets, RowSource
 from stream_app.state import UserRow
 
 StoredProgress = Callable[[Sequence[int]], Awaitable[list[int]]]
+
+
+class RowCache(RowSource, Protocol):
+    """A cache in front of a store."""
+
+    @property
+    def generation(self) -> int:
+        """Another number after every drop."""
+        ...
+
+    def keep(self, rows: Mapping[str, UserRow], generation: int) -> None:
+        """Cache rows that were loaded in this generation."""
+        ...
 
 
 class CurrentRows:
@@ -19,14 +33,14 @@ class CurrentRows:
 
     def __init__(
         self,
-        store: RowSource,
+        cache: RowCache,
         *,
         progress: StoredProgress,
         applied: AppliedOffsets,
         rewind: Callable[[int, int], None],
     ) -> None:
-        """Load from `store`; `rewind(partition, offset)` reads again what it lost."""
-        self._store = store
+        """Load through `cache`; `rewind(partition, offset)` reads again what the store behind it lost."""
+        self._cache = cache
         self._progress = progress
         self._applied = applied
         self._rewind = rewind
@@ -38,7 +52,8 @@ class CurrentRows:
             StoreUnavailableError: the store did not answer, or lost interactions that were applied.
         """
         known = dict(self._applied.offsets)  # before the rows: what is applied meanwhile may be missing in them
-        rows = await self._store.load(user_ids)
+        generation = self._cache.generation
+        rows = await self._cache.load(user_ids)
         partitions = list(known)
         stored = dict(zip(partitions, await self._progress(partitions), strict=True)) if partitions else {}
         behind = [partition for partition in partitions if stored[partition] < known[partition]]
@@ -50,4 +65,5 @@ class CurrentRows:
                 f"Redis lost interactions of partitions {behind} that were applied; its rows are not used; they are "
                 "read again"
             )
+        self._cache.keep(dict(zip(user_ids, rows, strict=True)), generation)
         return rows

@@ -416,7 +416,7 @@ async def test_a_retry_after_a_lost_reply_passes_its_own_progress(store: UserSto
 async def test_a_dropped_cache_reads_the_store_again(backend: MemoryStore | RedisStore) -> None:
     ours, theirs = CachedStore(backend, max_users=10), CachedStore(backend, max_users=10)
     await ours.save([update(1)])
-    await theirs.load(["u-1"])
+    theirs.keep({"u-1": row(1)}, theirs.generation)
     await ours.save([update(2, base=Fence(1, 0, 1))])
     assert await theirs.load(["u-1"]) == [row(1)]
     theirs.drop()
@@ -448,7 +448,7 @@ class Overtaken:
 
 async def test_a_refused_save_evicts_the_stale_row(backend: MemoryStore | RedisStore) -> None:
     ours, theirs = CachedStore(backend, max_users=10), CachedStore(backend, max_users=10)
-    await theirs.load(["u-1"])
+    theirs.keep({"u-1": cold_row(STATE_SIZE)}, theirs.generation)
     await ours.save([update(2)])
     assert await theirs.save([update(1)]) == [False]
     assert await theirs.load(["u-1"]) == [row(2)]

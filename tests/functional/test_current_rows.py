@@ -54,6 +54,21 @@ async def test_rows_of_a_store_that_lost_something_are_refused_and_it_is_read_ag
     assert applied.degraded(0)
 
 
+async def test_rows_of_a_store_that_came_back_empty_are_at_hand_for_nobody() -> None:
+    store, applied = await applied_store()
+    cache = CachedStore(store, max_users=10)
+    rows = CurrentRows(cache, progress=store.progress, applied=applied, rewind=applied.rewind)
+    assert await rows.load(["u-1"]) == [ROW]
+    assert cache.at_hand(["u-1"]) == {"u-1": ROW}
+    cache.drop()
+    store.lose_everything()
+    await cache.load(["u-1"])  # as interactions do, whose save then finds out
+    assert cache.at_hand(["u-1"]) == {}
+    with pytest.raises(StoreUnavailableError):
+        await rows.load(["u-1"])
+    assert cache.at_hand(["u-1"]) == {}
+
+
 async def test_an_after_counts_as_reached_only_while_no_rewind_took_it_back() -> None:
     store, applied = await applied_store()
     rewinding = Rewinding(store, applied)

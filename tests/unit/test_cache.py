@@ -17,5 +17,22 @@ async def test_who_was_used_longest_ago_makes_room() -> None:
     await store.save([update("d")])
     assert sorted(store.at_hand(["a", "b", "c", "d"])) == ["a", "c", "d"]
     await store.load(["a", "c"])
-    await store.load(["e"])
+    store.keep({"e": update("e").row}, store.generation)
     assert sorted(store.at_hand(["a", "b", "c", "d", "e"])) == ["a", "c", "e"]
+
+
+async def test_a_row_that_was_only_read_is_not_at_hand_until_somebody_vouches_for_it() -> None:
+    store = CachedStore(memory_store(), max_users=3)
+    [row] = await store.load(["a"])
+    assert store.at_hand(["a"]) == {}
+    store.keep({"a": row}, store.generation)
+    assert store.at_hand(["a"]) == {"a": row}
+
+
+async def test_a_row_that_was_read_before_a_drop_is_not_kept() -> None:
+    store = CachedStore(memory_store(), max_users=3)
+    generation = store.generation
+    [row] = await store.load(["a"])
+    store.drop()
+    store.keep({"a": row}, generation)
+    assert store.at_hand(["a"]) == {}
