@@ -42,6 +42,7 @@ from stream_app.transport import BATCH_CODEC, BatchConsumer
 logger = logging.getLogger(__name__)
 
 REVOKE_GRACE_S = 2.0
+TOPIC_LOOK_S = 5.0
 # Allocations before a collection. A micro-batch allocates thousands of records that die together and hold no
 # cycles; at Python's 700 an interaction costs a fifth more CPU (tests/bench/bench_stages.py).
 COLLECT_AFTER = 20_000
@@ -189,6 +190,7 @@ class Worker:
                 lists.watch_parked(),
                 models.run(settings.artefact_check_s),
                 self._watch_join(),
+                self._watch_lists_topic(app, topics.lists_id),
                 self._store_watch(app, rows, guarded, context, store).run(),
                 self._progress_watch(app, interactions, lists, guarded, publisher).watch(),
             )
@@ -317,6 +319,19 @@ class Worker:
             condition=self._condition,
             telemetry=self._telemetry,
         )
+
+    async def _watch_lists_topic(self, app: RerankApp, known_id: str) -> None:
+        """Read `candidates` from its start when it was created anew: our positions were those of another topic."""
+        topic = topic_name(self._settings.topic_prefix, "candidates")
+        while True:
+            await asyncio.sleep(TOPIC_LOOK_S)
+            consumer = cast("BatchConsumer", app.consumer)
+            found_id = await consumer.topic_id(topic)
+            if found_id and known_id not in ("", found_id):
+                logger.error("event=lists_recreated topic=%s is another one by now; it is read from its start", topic)
+                for tp in (tp for tp in consumer.assignment() if tp.topic == topic):
+                    consumer.rewind(tp.topic, tp.partition, 0)
+            known_id = found_id or known_id
 
     async def _watch_join(self) -> None:
         """End a worker that does not join: Faust logs a fatal join error once and then idles for ever."""

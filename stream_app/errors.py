@@ -99,8 +99,8 @@ class OtherLogError(TransientError):
         """Say which topic, its id in Redis and its id on the broker."""
         super().__init__(
             f"topic {topic} has id {found_id}, but Redis was made from {known_id}: it was deleted and created again, "
-            "or this broker is not the one; its interactions would be taken for old ones, so none is applied; correct "
-            "RERANK_KAFKA__BOOTSTRAP_SERVERS, or stop all workers, run `rerank reset-epoch`, start them"
+            "or this broker is not the one; its interactions would be taken for old ones, so no more are applied; "
+            "correct RERANK_KAFKA__BOOTSTRAP_SERVERS, or stop all workers, run `rerank reset-epoch`, start them"
         )
 
 

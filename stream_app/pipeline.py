@@ -203,8 +203,8 @@ async def apply_interactions(
         interactions = [interaction for interaction in interactions if interaction.user_id in refused]
         counts.subtract(fold(interactions)[1])
     raise ContestedRowsError(
-        f"{len(interactions)} interactions refused {REFOLDS} times: other workers write the same users; nothing was "
-        "acked; check that no two groups share a Redis key prefix"
+        f"{len(interactions)} interactions refused {REFOLDS} times: others write the same users; nothing was acked; "
+        "check that no two groups share a Redis key prefix, and that producers put a user into one partition"
     )
 
 

@@ -46,6 +46,7 @@ class OurTopics:
 
     partitions: int  # of interactions, and of candidates
     log_id: str  # id of the topic of interactions, "" where the broker gives none
+    lists_id: str  # the same of candidates
     max_bytes: Mapping[str, int]  # of a batch for each output: a larger one would be refused for ever
 
 
@@ -147,6 +148,7 @@ async def our_topics(settings: Settings) -> OurTopics:
         return OurTopics(
             partitions=counts[log],
             log_id=await topic_id(admin._client, log),
+            lists_id=await topic_id(admin._client, topic_name(settings.topic_prefix, "candidates")),
             max_bytes=await message_limits(admin, _outputs(settings.topic_prefix)),
         )
 

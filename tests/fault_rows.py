@@ -80,6 +80,8 @@ ROWS = (
         ("test_a_recreated_topic_ends_the_worker_until_the_epoch_is_reset",
          "test_a_topic_of_another_id_ends_the_worker_however_long_it_is",
          "test_a_log_that_starts_anew_ends_the_worker")),
+    Row("`candidates` deleted and created again", "noticed by its id within seconds; read from its start",
+        ("test_lists_of_a_recreated_topic_have_an_outcome_each_though_their_offsets_are_old_ones",)),
     Row("offsets gone by retention, Redis emptied as well", "reading goes on at the earliest left; logged and counted",
         ("test_records_gone_by_retention_are_counted_and_the_rest_is_applied",)),
     Row("Redis down at start", "waits for it, interruptibly, for `RERANK_JOIN_TIMEOUT_S`",

@@ -305,8 +305,8 @@ async def test_rows_that_others_move_on_each_time_stop_the_worker_with_the_remed
     [failure] = bench.failures
     assert type(failure) is ContestedRowsError
     assert str(failure) == (
-        "2 interactions refused 5 times: other workers write the same users; nothing was acked; check that no two "
-        "groups share a Redis key prefix"
+        "2 interactions refused 5 times: others write the same users; nothing was acked; check that no two groups "
+        "share a Redis key prefix, and that producers put a user into one partition"
     )
     assert store.saves == 5 * ATTEMPTS
     assert not batch.done

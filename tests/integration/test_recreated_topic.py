@@ -11,9 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.local import LocalStack
 from stream_app.state import fence_of
-from tests.builders import interaction
+from tests.builders import candidate_list, interaction
 from tests.fault_kit import launched
-from tests.tiny_artefact import write_tiny_artefact
+from tests.tiny_artefact import item_ids, write_tiny_artefact
 from tests.worker_kit import Site, WorkerProcess, client, site
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka]
@@ -47,13 +47,13 @@ async def produce(where: Site, count: int) -> None:
             )
 
 
-async def recreate(where: Site) -> None:
+async def recreate(where: Site, name: str = "interactions") -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=where.bootstrap_servers)
     await admin.start()
     try:
-        await admin.delete_topics([f"{where.prefix}interactions"])
+        await admin.delete_topics([f"{where.prefix}{name}"])
         async with asyncio.timeout(30):
-            while f"{where.prefix}interactions" in await admin.list_topics():  # noqa: ASYNC110 - the broker tells nobody
+            while f"{where.prefix}{name}" in await admin.list_topics():  # noqa: ASYNC110 - the broker tells nobody
                 await asyncio.sleep(0.1)
     finally:
         await admin.close()
@@ -103,3 +103,25 @@ async def test_a_recreated_topic_ends_the_worker_until_the_epoch_is_reset(
         rows = [connection.get(key) for key in connection.scan_iter(f"{where.prefix}rerank:{{b*}}:u:*")]
     assert {fence_of(row).epoch for row in rows if isinstance(row, bytes)} == {2}
     assert len(rows) == 4
+
+
+async def test_lists_of_a_recreated_topic_have_an_outcome_each_though_their_offsets_are_old_ones(
+    apache: LocalStack, tmp_path: Path
+) -> None:
+    where = site(apache, write_tiny_artefact(tmp_path / "artefact"), tmp_path)
+    await where.create_topics(PARTITIONS)
+    async with client(where) as outsider:
+        with WorkerProcess(where) as worker:
+            for n in range(20):
+                await outsider.ask(candidate_list(request_id=f"old-{n}", user_id=f"u-{n}", item_ids=item_ids()[:3]))
+            worker.process.pause()  # so that it never meets the topic without partitions
+            await recreate(where, "candidates")
+            new = [
+                candidate_list(request_id=f"new-{n}", user_id=f"u-{n % 20}", item_ids=item_ids()[:3]) for n in range(60)
+            ]
+            async with client(where) as producer:  # one that does not remember the topic before
+                await producer.send_many(new)
+            worker.process.resume()
+            wanted = {one.request_id for one in new}
+            await outsider.until(lambda: wanted <= {slate.request_id for slate in outsider.slates}, timeout_s=60)
+            assert "event=lists_recreated" in worker.log()
