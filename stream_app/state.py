@@ -52,10 +52,6 @@ class UserRow(msgspec.Struct, frozen=True, gc=False):
     ring: bytes  # UTF-8 item ids, newline between them, oldest first, at most RING_ITEMS
     past: tuple[Fence, ...] = ()  # the last of each other partition of the epoch: the user moved when some were added
 
-    def covers(self, position: Fence) -> bool:
-        """Tell whether the row has already folded the interaction at `position`."""
-        return self.fence.covers(position) or any(fence.covers(position) for fence in self.past)
-
     def history(self) -> list[str]:
         """Return the last items, oldest first."""
         return self.ring.decode().split("\n") if self.ring else []
@@ -180,6 +176,7 @@ class _Plan:
     steps: list[tuple[int, int, float, float]] = field(default_factory=list)  # item row, kind, value, dt_s
 
     def covers(self, position: Fence) -> bool:
+        """Tell whether the interaction at `position` is already folded."""
         return self.fence.covers(position) or any(fence.covers(position) for fence in self.past)
 
     def move_to(self, position: Fence) -> None:

@@ -1,7 +1,6 @@
 """Load that is not the usual one: more than can be served, one user who is half of it, the same request twice."""
 
 import asyncio
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from deploy.local import LocalStack
-from deploy.local.process import ChildProcess
 from schemas.codec import encode
 from schemas.records import After, Slate, SlateTiming
 from stream_app.recorded_log import parse_line
@@ -126,12 +124,12 @@ async def test_header_names_that_are_not_utf_8_cost_no_record(where: Site) -> No
     rows = stored_rows(where)
     with redis_of(where.redis_url) as redis:
         redis.delete(*redis.scan_iter(f"{where.prefix}*"))
-    code, output = await run_command(where, "rebuild")
-    assert code == 0, output
+    done = await asyncio.to_thread(where.command, "rebuild")
+    assert done.returncode == 0, done.stderr
     assert stored_rows(where) == rows
     log = where.directory / "log.jsonl"
-    code, output = await run_command(where, "record", "--out", str(log), "--until-idle-s", "2")
-    assert code == 0, output
+    done = await asyncio.to_thread(where.command, "record", "--out", str(log), "--until-idle-s", "2")
+    assert done.returncode == 0, done.stderr
     recorded = [parse_line(line) for line in log.read_bytes().splitlines()]
     odd_ones = [one.headers for one in recorded if one.headers]
     assert odd_ones == [[(READ_NAME, b"\0\xff"), (READ_NAME, None)]] * (2 * len(codecs) + 1)
@@ -155,12 +153,3 @@ async def test_batches_of_every_codec_are_applied(where: Site) -> None:
             assert slate.outcome == "ranked"
         assert slate.state.events == 20 * len(CODECS)
     await stop_gracefully(worker)
-
-
-async def run_command(where: Site, *arguments: str) -> tuple[int, str]:
-    process = ChildProcess(
-        [sys.executable, "-m", "stream_app", *arguments], where.directory / "command.log", where.worker_environment()
-    )
-    process.start()
-    code = await asyncio.to_thread(process.popen.wait, 120)
-    return code, process.log_path.read_text()
