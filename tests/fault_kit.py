@@ -7,7 +7,7 @@ import struct
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from tests.worker_kit import Client, Site, WorkerProcess
 
 HEAL_TIMEOUT_S = 90.0
 TICK_S = 0.025
+LAST_WORDS = 6_000
 _HEAD = struct.Struct("<BBHIQQq")  # version, flags, S, crc32, space, interactions, latest event time: docs in DESIGN.md
 
 
@@ -256,7 +257,11 @@ async def healed_log(where: Site, load: Load, log: Sequence[Record]) -> Ledger:
             one.request_id for one in outsider.slates
         }
 
-    await outsider.until(answered, HEAL_TIMEOUT_S)
+    try:
+        await outsider.until(answered, HEAL_TIMEOUT_S)
+    except AssertionError as error:
+        unanswered = sorted(wanted - {one.request_id for one in outsider.slates})
+        raise AssertionError(f"{error}; of {len(wanted)} requests {len(unanswered)} unanswered: {unanswered}") from None
     ledger = ledger_of(where, load, len(log))
     assert dead_positions(outsider, "interactions") == refused
     assert ledger.balances(), ledger
@@ -332,6 +337,13 @@ def launched(where: Site, module: str = "stream_app", **environment: str) -> Wor
     _launched.append(worker)
     worker.start()
     return worker
+
+
+def last_words() -> Iterator[tuple[str, str]]:
+    """Yield a title and the end of the log of every worker that a test launched."""
+    for worker in _launched:
+        state = "runs" if worker.process.is_running else "ended"
+        yield f"log of worker {worker.process.popen.pid}, which {state}", worker.log()[-LAST_WORDS:]
 
 
 def kill_all() -> None:

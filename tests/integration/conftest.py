@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from deploy.local import LocalStack, LocalStackError
 from deploy.local.programs import find_java, find_kafka_home
 from deploy.local.stack import KafkaChoice
-from tests.fault_kit import kill_all
+from tests.fault_kit import kill_all, last_words
 
 _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared" / "kafka"
 _BROKERS: dict[str, KafkaChoice] = {"embedded": "embedded", "apache": "apache"}
@@ -26,6 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("kafka"):
                 item.add_marker(pytest.mark.skip(reason=f"no Apache Kafka here: {error}"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the workers of a failed test logged."""
+    report = yield
+    if report.when == "call" and report.failed and item.get_closest_marker("integration"):
+        report.sections += last_words()
+    return report
 
 
 @pytest.fixture(scope="session")
