@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from aiokafka import ConsumerRecord
+from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 from faust.serializers import codecs
@@ -31,6 +32,7 @@ BATCH_CODEC = "rerank-batch"
 MOST_UNSETTLED_BATCHES = 4
 MOST_UNSETTLED_BYTES = 16 * 1_048_576
 FULL_POLL_S = 0.01
+SEEK_AGAIN_S = 0.2
 LOG_END_TIMEOUT_S = 5.0
 
 
@@ -130,6 +132,20 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._partition_assignment_strategy = (RangePartitionAssignor,)
         return consumer
 
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Seek to the committed offsets, and to the start of the log where nothing was committed."""
+        return cast("Mapping[TP, int]", await self.call_thread(self._seek_to_committed))
+
+    async def _seek_to_committed(self) -> Mapping[TP, int]:
+        consumer = self._ensure_consumer()
+        if not consumer.assignment():
+            return {}
+        committed: Mapping[TP, int] = await consumer.seek_to_committed()
+        # aiokafka leaves what was never committed where it stands: behind what was fetched of it and dropped.
+        never = [tp for tp, offset in committed.items() if not offset and tp in consumer.assignment()]
+        consumer._fetcher.request_offset_reset(never, OffsetResetStrategy.EARLIEST)
+        return committed
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -166,25 +182,39 @@ class BatchConsumer(driver.Consumer):
         self._backlogs: dict[TP, Backlog] = defaultdict(Backlog)
         self._next_offsets: dict[TP, int] = {}  # of the record to be fetched next
         self._gaps: set[asyncio.Task[None]] = set()
+        self._seeking = asyncio.Lock()
+        self._seeks = 0
+        self._lost_place = False  # True: fetched records were dropped, the positions are past them
 
     def _new_consumer_thread(self) -> _ConsumerThread:
         return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:  # noqa: ASYNC109 - Faust's signature
-        """Yield one message a partition, whose value is the batch and whose offset is the last one."""
+        """Yield one message a partition, whose value is the batch and whose offset is the last one.
+
+        A poll that a rebalance or a seek overtook is dropped, and reading starts again at the committed offsets:
+        its records may be from before the seek, or their partitions somebody else's.
+        """
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)  # type: ignore[arg-type]  # an asyncio.Event will do
+        if self._lost_place and not await self._seek_back():
+            await self.sleep(SEEK_AGAIN_S)
+            return
+        async with self._seeking:
+            place = self._place()
         records, active = await self._wait_next_records(timeout)
-        generation_id = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        if not self.flow_active:
-            await self._seek_back()
+        if not self.flow_active or place != self._place():
+            self._lost_place |= bool(records)
             return
         # What this poll fetched before the seek is of the old position, so a rewound partition sits it out.
         rewound = await self._seek_rewound()
         for tp, fetched in records.items():
             if tp in rewound:
                 continue
-            if not self.flow_active or self.app.consumer_generation_id != generation_id:
+            if not self.flow_active or place != self._place():
+                self._lost_place = True
                 return
             if fetched and (active is None or tp in active or tp in self._buffered_partitions):
                 self._expect_next(tp, fetched)
@@ -195,6 +225,10 @@ class BatchConsumer(driver.Consumer):
                     message.key, message.value = None, batch
                     self._delivered[tp].append(batch)
                     yield tp, message
+
+    def _place(self) -> tuple[int, int]:
+        """Return what changes with every rebalance and every seek of all partitions."""
+        return self.app.consumer_generation_id, self._seeks
 
     def _expect_next(self, tp: TP, fetched: list[ConsumerRecord]) -> None:
         """Look into a jump of the offsets, beside the path: it may be records that retention took before we read them.
@@ -329,21 +363,25 @@ class BatchConsumer(driver.Consumer):
         if tp in self._thread.assignment():
             self._thread.seek(driver.ensure_aiokafka_TP(tp), offset)
 
-    async def _seek_back(self) -> None:
-        # Records fetched while a rebalance runs are dropped; reading starts again at the committed offsets.
+    async def _seek_back(self) -> bool:
         try:
             await self.perform_seek()
         except (TimeoutError, RuntimeError, OSError) as error:
-            self.log.warning("seek during a rebalance failed: %r; the next poll tries again", error)
+            self.log.warning("no seek to the committed offsets: %r; nothing is read before it is done", error)
+            return False
+        self._lost_place = False
+        return True
 
     async def perform_seek(self) -> None:
         """Start again at the committed offsets; batches delivered before no longer count for commits."""
-        self._forget(list(self._delivered))
-        await super().perform_seek()
-        transport: Any = self.transport
-        committed = {tp: offset for tp, offset in self._committed_offset.items() if offset}
-        self._next_offsets.update(committed)
-        transport.on_start_offsets(committed)
+        async with self._seeking:
+            self._seeks += 1
+            self._forget(list(self._delivered))
+            await super().perform_seek()
+            transport: Any = self.transport
+            committed = {tp: offset for tp, offset in self._committed_offset.items() if offset}
+            self._next_offsets.update(committed)
+            transport.on_start_offsets(committed)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Let the agents finish what they hold, commit it, and forget the rest."""

@@ -5,7 +5,7 @@ A newer Faust that changes one of these fails here first.
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,14 @@ import faust
 import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher, OffsetResetStrategy
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
 
+from stream_app import transport
 from stream_app.faust_app import faust_app
 from stream_app.settings import Settings
 from stream_app.transport import BatchConsumer, FetchedBatch
@@ -144,7 +146,7 @@ async def test_faust_acks_what_it_skips_during_a_rebalance() -> None:
 async def test_every_private_name_that_the_transport_uses_is_there() -> None:
     names = {
         driver.AIOKafkaConsumerThread: [
-            "_create_worker_consumer", "_ensure_consumer", "call_thread", "seek", "assignment",
+            "_create_worker_consumer", "_ensure_consumer", "call_thread", "seek", "seek_to_committed", "assignment",
         ],
         driver.Consumer: [
             "_new_consumer_thread", "_wait_next_records", "_to_message", "_filter_tps_with_pending_acks", "_new_offset",
@@ -152,7 +154,8 @@ async def test_every_private_name_that_the_transport_uses_is_there() -> None:
             "getmany", "commit",
         ],
         driver.Transport: ["Consumer"],
-        AIOKafkaConsumer: ["seek", "highwater", "last_poll_timestamp"],
+        AIOKafkaConsumer: ["seek", "seek_to_committed", "assignment", "highwater", "last_poll_timestamp"],
+        Fetcher: ["request_offset_reset"],
         AIOKafkaClient: ["send", "get_random_node"],
     }  # fmt: skip
     missing = [(kind.__name__, name) for kind, of in names.items() for name in of if not hasattr(kind, name)]
@@ -306,6 +309,84 @@ async def test_a_seek_to_the_committed_offsets_forgets_pending_batches_and_tells
     await asyncio.wait_for(consumer.perform_seek(), 5)
     assert old.dropped
     assert told == [{LOG: 7}]
+
+
+async def test_aiokafka_seeks_nothing_that_was_never_committed_and_we_seek_it_to_the_start() -> None:
+    never, once = TopicPartition("interactions", 0), TopicPartition("interactions", 1)
+    subscription, sought = SubscriptionState(), list[Any]()
+    subscription.assign_from_user([never, once])
+
+    async def committed(tp: TopicPartition) -> int | None:
+        return 5 if tp == once else None
+
+    def reset(tps: list[TopicPartition], strategy: int) -> None:
+        sought.extend((tp, strategy) for tp in tps)
+
+    fetcher = SimpleNamespace(seek_to=lambda *to: sought.append(to), request_offset_reset=reset)
+    stock: Any = SimpleNamespace(
+        _subscription=subscription, _fetcher=fetcher, committed=committed, assignment=subscription.assigned_partitions
+    )
+    stock.seek_to_committed = lambda: AIOKafkaConsumer.seek_to_committed(stock)
+    await stock.seek_to_committed()
+    assert sought == [(once, 5)]
+    thread = our_consumer()._thread
+    thread._consumer = stock
+    assert await thread._seek_to_committed() == {never: None, once: 5}
+    assert sought[1:] == [(once, 5), (never, OffsetResetStrategy.EARLIEST)]
+
+
+async def test_a_worker_without_partitions_has_nothing_to_seek() -> None:
+    thread = our_consumer()._thread
+    thread._consumer = SimpleNamespace(assignment=set)
+    assert await thread._seek_to_committed() == {}
+
+
+def suspend(consumer: Any) -> None:
+    consumer.flow_active = False
+
+
+def rebalance(consumer: Any) -> None:
+    consumer.app.consumer_generation_id += 1
+
+
+def seek(consumer: Any) -> None:
+    consumer._seeks += 1
+
+
+@pytest.mark.parametrize("overtake", [suspend, rebalance, seek])
+@pytest.mark.parametrize("delivered_first", [0, 1])
+async def test_what_is_fetched_while_a_seek_or_a_rebalance_runs_is_read_again_before_anything_else(
+    overtake: Callable[[Any], None], delivered_first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, steps = our_consumer(), []
+    other = TP(LOG.topic, 1)
+
+    async def fetch(_: float) -> tuple[Mapping[TP, list[ConsumerRecord]], None]:
+        steps.append("fetch")
+        if not delivered_first and steps.count("fetch") == 1:
+            overtake(consumer)
+        return {LOG: [record(0)], other: [record(0)]}, None
+
+    answers = iter([TimeoutError(), None])
+
+    async def committed() -> Mapping[TP, int]:
+        steps.append("seek")
+        if (error := next(answers)) is not None:
+            raise error
+        return {}
+
+    monkeypatch.setattr(consumer, "_wait_next_records", fetch)
+    monkeypatch.setattr(consumer, "seek_to_committed", committed)
+    monkeypatch.setattr(transport, "SEEK_AGAIN_S", 0.0)
+    first = []
+    async for tp, _ in consumer.getmany(1.0):
+        first.append(tp)
+        overtake(consumer)
+    assert first == [LOG][:delivered_first]
+    consumer.resume_flow()
+    assert [tp async for tp, _ in consumer.getmany(1.0)] == []
+    assert [tp async for tp, _ in consumer.getmany(1.0)] == [LOG, other]
+    assert steps == ["fetch", "seek", "seek", "fetch"]
 
 
 @pytest.mark.parametrize(
