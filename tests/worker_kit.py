@@ -24,6 +24,7 @@ from schemas.records import After, CandidateList, Interaction, Slate
 from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.topic_admin import create_topics
 from tests.builders import candidate_list
+from tests.nursery import ForkedChild
 from tests.raw_batches import NAME, OddBuilder
 from tests.tiny_artefact import item_ids
 
@@ -113,11 +114,11 @@ class WorkerProcess:
         """Describe the worker; extra environment names are full names."""
         mark = uuid.uuid4().hex[:6]
         self.log_path = where.directory / f"worker-{mark}.log"
-        self.process = ChildProcess(
-            [sys.executable, "-m", module, "worker"],
-            self.log_path,
-            {**where.worker_environment(), **environment},
-        )
+        whole_environment = {**where.worker_environment(), **environment}
+        if module == "stream_app":
+            self.process: ChildProcess = ForkedChild(module, ["worker"], self.log_path, whole_environment)
+        else:  # it changes what is imported after it
+            self.process = ChildProcess([sys.executable, "-m", module, "worker"], self.log_path, whole_environment)
 
     def start(self) -> None:
         """Start without waiting."""
