@@ -1,7 +1,8 @@
-"""Batches of Kafka records as bytes, with what a producer library would not write: odd header names, markers."""
+"""Batches of Kafka records as bytes, with what no producer library writes: odd header names, markers, false claims."""
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from aiokafka import codec
@@ -19,7 +20,14 @@ CODECS: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {
     "lz4": (3, codec.lz4_encode),
     "zstd": (4, codec.zstd_encode),
 }
-_LENGTH, _CRC, _ATTRIBUTES, _HEAD_BYTES = 8, 17, 21, 61
+PACKINGS: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {
+    **CODECS,
+    "snappy in one block": (2, partial(codec.snappy_encode, xerial_compatible=False)),  # as librdkafka writes it
+}
+"""Each form in which a batch may be compressed."""
+
+HEAD_BYTES = 61
+_LENGTH, _CRC, _ATTRIBUTES, _LAST_OFFSET_DELTA, _COUNT = 8, 17, 21, 23, 57
 _CONTROL = 0x20
 _ABORT, _COMMIT = b"\0\0\0\0", b"\0\0\0\1"
 
@@ -56,22 +64,34 @@ def with_odd_names(built: bytearray) -> bytearray:
     return _sealed(built.replace(NAME.encode(), ODD_NAME))
 
 
-class OddBuilder:
-    """Stands in the place of the builder of a producer's batch: what it builds has odd names."""
+def claiming(built: bytearray, records: int) -> bytearray:
+    """Return a batch whose header claims a number of records, whatever it holds."""
+    struct.pack_into(">i", built, _LAST_OFFSET_DELTA, records - 1)
+    struct.pack_into(">i", built, _COUNT, records)
+    return _sealed(built)
 
-    def __init__(self, builder: Any, compression: str) -> None:
-        """Compress what it builds with a codec, "" for none."""
-        self._builder, self._compression = builder, compression
+
+class StandIn:
+    """Stands in the place of the builder of a producer's batch: what that builds is changed before it is sent."""
+
+    def __init__(self, builder: Any, change: Callable[[bytearray], bytearray]) -> None:
+        """Put what `change` returns in the place of what is built."""
+        self._builder, self._change = builder, change
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._builder, name)
 
     def build(self) -> bytearray:
-        return _sealed(_compressed(with_odd_names(bytearray(self._builder.build())), self._compression))
+        return self._change(bytearray(self._builder.build()))
+
+
+def odd(built: bytearray, *, compression: str) -> bytearray:
+    """Return a batch with odd names, compressed with a codec, "" for none."""
+    return _sealed(_compressed(with_odd_names(built), compression))
 
 
 def _built(records: Sequence[tuple[bytes, bytes, Sequence[tuple[str, bytes | None]]]], producer_id: int) -> bytearray:
-    builder = DefaultRecordBatchBuilder(2, 0, producer_id >= 0, producer_id, 0, 0, 1 << 20)
+    builder = DefaultRecordBatchBuilder(2, 0, producer_id >= 0, producer_id, 0, 0, 1 << 30)
     for number, (key, value, headers) in enumerate(records):
         builder.append(number, 1_000 + number, key, value, headers)
     return bytearray(builder.build())
@@ -79,8 +99,8 @@ def _built(records: Sequence[tuple[bytes, bytes, Sequence[tuple[str, bytes | Non
 
 def _compressed(built: bytearray, compression: str) -> bytearray:
     if compression:
-        number, encode = CODECS[compression]
-        built[_HEAD_BYTES:] = encode(bytes(built[_HEAD_BYTES:]))
+        number, encode = PACKINGS[compression]
+        built[HEAD_BYTES:] = encode(bytes(built[HEAD_BYTES:]))
         built[_ATTRIBUTES + 1] |= number
     return built
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.topic_admin import create_topics
 from tests.builders import candidate_list
 from tests.nursery import ForkedChild
-from tests.raw_batches import NAME, OddBuilder
+from tests.raw_batches import NAME, StandIn, odd
 from tests.tiny_artefact import item_ids
 
 READY_TIMEOUT_S = 60.0
@@ -233,9 +234,25 @@ class Client:
         self, topic: str, key: bytes, value: bytes | None, partition: int, *, compression: str = ""
     ) -> After:
         """Produce a record with two headers whose name is not UTF-8; no producer library would."""
+        headers = [(NAME, b"\0\xff"), (NAME, None)]
+        return await self._send_changed(topic, key, value, headers, partition, partial(odd, compression=compression))
+
+    async def send_batch(self, topic: str, built: bytearray, partition: int) -> After:
+        """Produce a batch as it is, and return where its first record went."""
+        return await self._send_changed(topic, b"", b"", [], partition, lambda _: built)
+
+    async def _send_changed(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]],
+        partition: int,
+        change: Callable[[bytearray], bytearray],
+    ) -> After:
         batch = self._producer.create_batch()
-        batch.append(key=key, value=value, timestamp=None, headers=[(NAME, b"\0\xff"), (NAME, None)])
-        batch._builder = OddBuilder(batch._builder, compression)
+        batch.append(key=key, value=value, timestamp=None, headers=headers)
+        batch._builder = StandIn(batch._builder, change)
         where = await (await self._producer.send_batch(batch, self._prefix + topic, partition=partition))
         return After(partition=where.partition, offset=where.offset)
 
