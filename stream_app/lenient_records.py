@@ -2,8 +2,8 @@
 
 Brokers take any bytes as the name of a header, and Java's clients read U+FFFD for what is not UTF-8. aiokafka 0.14
 raises out of its fetcher instead, at the same record after every restart: one such record would end every consumer of
-its partition. `install` makes aiokafka read as Java does, and leans on private names of aiokafka, which
-tests/functional/test_lenient_records.py guards.
+its partition. `install` makes aiokafka read as Java does, and unpack no batch beyond the bound of bounded_batches. It
+leans on private names of aiokafka, which tests/functional/test_lenient_records.py guards.
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,10 @@ from typing import Any
 
 from aiokafka import ConsumerRecord
 from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
+
+from stream_app.bounded_batches import BoundedRecords
 
 
 class _LenientBytes(bytearray):
@@ -34,18 +36,8 @@ class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka ha
         self._buffer = _LenientBytes(self._buffer)
 
 
-class _LenientMemoryRecords(_MemoryRecordsPy):  # type: ignore[misc]
-    def next_batch(self) -> Any:
-        data, batch = self._next_slice, super().next_batch()
-        return _LenientBatch(data) if isinstance(batch, DefaultRecordBatch) else batch  # older formats have no headers
-
-
-class _MemoryRecords(fetcher.MemoryRecords):  # type: ignore[misc]
-    """aiokafka's own, compiled; it reads its bytes only once, so they are kept."""
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
-        self.data = data
+class _LenientRecords(BoundedRecords):
+    batch_class = _LenientBatch
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
@@ -55,7 +47,7 @@ class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         try:
             yield from super()._unpack_records()
         except UnicodeDecodeError:
-            self._records = _LenientMemoryRecords(_behind(self._records.data, self.next_fetch_offset))
+            self._records = _LenientRecords(_behind(self._records.data, self.next_fetch_offset))
             yield from super()._unpack_records()
 
 
@@ -74,6 +66,9 @@ def _behind(data: bytes, offset: int) -> memoryview:
 
 
 def install() -> None:
-    """Let every consumer that is made from now on in this process read such records. May be called again."""
-    fetcher.MemoryRecords = _MemoryRecords
+    """Let every consumer that is made from now on in this process read such records and bound what it unpacks.
+
+    May be called again.
+    """
+    fetcher.MemoryRecords = BoundedRecords
     fetcher.PartitionRecords = _PartitionRecords

@@ -13,19 +13,20 @@ from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
-from aiokafka.record.memory_records import _MemoryRecordsPy
+from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 
 from schemas.dead_letter import DeadLetter
 from stream_app import interactions_log, lenient_records, transport
+from stream_app.bounded_batches import BoundedRecords
 from stream_app.commands import reading
-from stream_app.lenient_records import _MemoryRecords, _PartitionRecords
+from stream_app.lenient_records import _PartitionRecords
 from tests.raw_batches import CODECS, NAME, READ_NAME, batch, marker
 
 TP = TopicPartition("interactions", 0)
 PLAIN: list[tuple[str, bytes | None]] = [("plain", b"1"), ("null", None)]
 ODD: list[tuple[str, bytes | None]] = [("plain", b"\xff"), (NAME, b"\0\xff"), (NAME, None)]
-STOCK: Any = (_PartitionRecords.__base__, _MemoryRecords.__base__)
-OURS: Any = (_PartitionRecords, _MemoryRecords)
+STOCK: Any = (_PartitionRecords.__base__, MemoryRecords)
+OURS: Any = (_PartitionRecords, BoundedRecords)
 MOSTLY_GOOD: Sequence[list[tuple[str, bytes | None]]] = (PLAIN, ODD, [])
 
 

@@ -1,6 +1,7 @@
 """Load that is not the usual one: more than can be served, one user who is half of it, the same request twice."""
 
 import asyncio
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,13 @@ from aiokafka import AIOKafkaProducer
 
 from deploy.local import LocalStack
 from schemas.codec import encode
+from schemas.limits import MAX_BATCH_BYTES
 from schemas.records import After, Slate, SlateTiming
+from schemas.refusals import NOT_UNPACKED
 from stream_app.recorded_log import parse_line
 from tests.builders import interaction
 from tests.fault_kit import healed, redis_of, serving, stop_gracefully, stored_rows, under_load
-from tests.raw_batches import CODECS, READ_NAME
+from tests.raw_batches import CODECS, READ_NAME, batch
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import samples, total
 from tests.worker_kit import Site, client, site
@@ -133,6 +136,49 @@ async def test_header_names_that_are_not_utf_8_cost_no_record(where: Site) -> No
     recorded = [parse_line(line) for line in log.read_bytes().splitlines()]
     odd_ones = [one.headers for one in recorded if one.headers]
     assert odd_ones == [[(READ_NAME, b"\0\xff"), (READ_NAME, None)]] * (2 * len(codecs) + 1)
+
+
+async def test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_record_and_its_neighbours_are_served(
+    where: Site,
+) -> None:
+    await where.create_topics(PARTITIONS)
+    bomb = batch(0, [[("padding", bytes(MAX_BATCH_BYTES // 3))]] * 3, compression="zstd")
+    async with client(where) as outsider:
+        first = await outsider.interact(interaction(event_id="before"))
+        requests, partition, refused = [ask(after=first), ask(after=first)], first.partition, []
+        await outsider.send("candidates", b"u-1", encode(requests[0]))
+        for topic in ("interactions", "candidates"):
+            at = (await outsider.send_batch(topic, bomb, partition)).offset
+            refused += [(f"{where.prefix}{topic}".encode(), str(offset).encode()) for offset in range(at, at + 3)]
+        await outsider.interact(interaction(event_id="behind"))
+        await outsider.send("candidates", b"u-1", encode(requests[1]))
+        worker = await serving(where)
+        await outsider.until(lambda: (len(outsider.slates), len(outsider.dead_letters)) == (2, len(refused)))
+        answers = [(slate.request_id, slate.outcome) for slate in outsider.slates]
+        assert answers == [(request.request_id, "ranked") for request in requests]
+        assert {letter.code for letter in outsider.dead_letters} == {"too_large"}
+        places = [
+            (letter.headers["__connect.errors.topic"], letter.headers["__connect.errors.offset"])
+            for letter in outsider.dead_letters
+        ]
+        assert sorted(places) == sorted(refused)
+        await stop_gracefully(worker)
+    rows = stored_rows(where)
+    assert rows["u-1"].events == 2
+    with redis_of(where.redis_url) as redis:
+        redis.delete(*redis.scan_iter(f"{where.prefix}*"))
+    done = await asyncio.to_thread(where.command, "rebuild")
+    assert done.returncode == 0, done.stderr
+    assert stored_rows(where) == rows
+    log = where.directory / "log.jsonl"
+    done = await asyncio.to_thread(where.command, "record", "--out", str(log), "--until-idle-s", "2")
+    assert done.returncode == 0, done.stderr
+    recorded = [parse_line(line).value or b"" for line in log.read_bytes().splitlines()]
+    assert [value[: len(NOT_UNPACKED)] for value in recorded].count(NOT_UNPACKED) == len(refused)
+    done = await asyncio.to_thread(where.command, "replay", str(log))
+    assert done.returncode == 0, done.stderr
+    replayed = json.loads(done.stdout)
+    assert (replayed["outcomes"], replayed["dead_letters"]) == ({"ranked": 2}, {"too_large": len(refused)})
 
 
 async def test_batches_of_every_codec_are_applied(where: Site) -> None:

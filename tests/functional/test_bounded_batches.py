@@ -1,0 +1,209 @@
+"""Batches that hold more than a worker unpacks: all their offsets are refused, and nothing beside them.
+
+A newer aiokafka or cramjam that changes what we lean on fails here first.
+"""
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import cramjam
+import pytest
+from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.consumer import fetcher
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
+
+from schemas.codec import DecodeError, ErrorCode, decode_candidate_list, decode_interaction, decode_item
+from schemas.limits import DEFAULT_LIMITS
+from schemas.refusals import NOT_UNPACKED
+from stream_app import bounded_batches, lenient_records
+from stream_app.bounded_batches import MOST_REFUSED_RECORDS, BoundedRecords
+from stream_app.lenient_records import _PartitionRecords
+from tests.raw_batches import HEAD_BYTES, NAME, PACKINGS, batch, claiming, marker
+
+TP = TopicPartition("interactions", 0)
+STOCK: Any = (_PartitionRecords.__base__, MemoryRecords)
+OURS: Any = (_PartitionRecords, BoundedRecords)
+BOUND_BYTES = 10_000
+PADDED: list[tuple[str, bytes | None]] = [("padding", bytes(BOUND_BYTES // 2))]
+SMALL: list[tuple[str, bytes | None]] = [("plain", b"1")]
+ODD: list[tuple[str, bytes | None]] = [(NAME, b"1")]
+BOMB: Sequence[list[tuple[str, bytes | None]]] = [PADDED, PADDED, PADDED]
+
+
+@pytest.fixture(autouse=True)
+def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_batches, "MAX_BATCH_BYTES", BOUND_BYTES)
+
+
+def reader(batches: Sequence[bytearray], *, offset: int = 0, aborted: Any = (), stock: bool = False) -> Any:
+    partition_records, memory_records = STOCK if stock else OURS
+    data = memory_records(b"".join(batches))
+    return partition_records(TP, data, aborted, offset, None, None, True, fetcher.READ_COMMITTED)
+
+
+def read(batches: Sequence[bytearray], *, offset: int = 0, aborted: Any = ()) -> list[ConsumerRecord]:
+    """Return all records, fetching again where a fetch ended early, as a consumer does."""
+    found: list[ConsumerRecord] = []
+    while True:
+        records = reader(batches, offset=offset, aborted=aborted)
+        found += records
+        if records.next_fetch_offset == offset:
+            return found
+        offset = records.next_fetch_offset
+        ends = [int.from_bytes(one[:8], "big") + int.from_bytes(one[23:27], "big") for one in batches]
+        batches = [one for one, end in zip(batches, ends, strict=True) if end >= offset]
+
+
+def refused(records: Sequence[ConsumerRecord]) -> list[int]:
+    return [one.offset for one in records if one.value is not None and one.value.startswith(NOT_UNPACKED)]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_batch_of_as_many_bytes_as_the_bound_is_read_and_one_of_a_byte_more_is_refused(
+    packing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, packed = batch(5, BOMB), batch(5, BOMB, compression=packing)
+    monkeypatch.setattr(bounded_batches, "MAX_BATCH_BYTES", len(plain) - HEAD_BYTES)
+    assert read([packed]) == list(reader([plain], stock=True))
+    monkeypatch.setattr(bounded_batches, "MAX_BATCH_BYTES", len(plain) - HEAD_BYTES - 1)
+    assert refused(read([packed])) == [5, 6, 7]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_the_neighbours_of_a_batch_beyond_the_bound_are_read_as_ever(packing: str) -> None:
+    before, behind = batch(0, [SMALL, SMALL], compression=packing), batch(5, [SMALL, []], compression=packing)
+    found = read([before, batch(2, BOMB, compression=packing), behind])
+    assert [one.offset for one in found] == list(range(7))
+    assert refused(found) == [2, 3, 4]
+    assert [one for one in found if one.offset not in (2, 3, 4)] == list(reader([before, behind], stock=True))
+
+
+def test_what_stands_for_a_record_is_refused_as_too_large_and_forgets_nobody() -> None:
+    [record] = read([batch(3, [PADDED * 3], compression="zstd")])
+    assert (record.key, record.value, record.headers) == (None, b"not unpacked: offsets 3 to 3", ())
+    for decode in (decode_interaction, decode_candidate_list, decode_item):
+        with pytest.raises(DecodeError, match=r"b'not unpacked: offsets 3 to 3': .*holds more than 67108864") as caught:
+            decode(record.key, record.value, DEFAULT_LIMITS)
+        assert caught.value.code is ErrorCode.TOO_LARGE
+
+
+def test_reading_goes_on_inside_a_batch_beyond_the_bound() -> None:
+    batches = [batch(2, BOMB, compression="zstd"), batch(5, [SMALL])]
+    assert [one.offset for one in read(batches, offset=4)] == [4, 5]
+
+
+def test_a_fetch_ends_early_when_its_batches_together_hold_more_than_the_bound_and_the_rest_is_fetched_again() -> None:
+    batches = [batch(n, [PADDED], compression="zstd") for n in range(7)]
+    records = reader(batches)
+    assert [one.offset for one in records] == [0, 1]
+    assert records.next_fetch_offset == 2
+    assert read(batches) == list(reader(batches, stock=True))
+
+
+def test_a_fetch_gives_up_one_batch_at_a_time_for_each_costs_as_much_as_the_bound() -> None:
+    batches = [batch(3 * n, BOMB, compression="zstd") for n in range(3)]
+    records = reader(batches)
+    assert [one.offset for one in records] == [0, 1, 2]
+    assert refused(read(batches)) == list(range(9))
+
+
+def test_a_batch_beyond_the_bound_is_given_up_behind_and_with_header_names_that_are_not_utf_8() -> None:
+    batches = [
+        batch(0, [SMALL, ODD], odd=True),
+        batch(2, BOMB, compression="gzip"),
+        batch(5, [ODD], odd=True, compression="zstd"),
+        batch(6, [*BOMB, ODD], odd=True, compression="lz4"),
+        batch(10, [SMALL]),
+    ]
+    found = read(batches)
+    assert [one.offset for one in found] == list(range(11))
+    assert refused(found) == [2, 3, 4, 6, 7, 8, 9]
+
+
+def test_a_batch_beyond_the_bound_in_an_aborted_transaction_never_was() -> None:
+    batches = [
+        batch(0, BOMB, compression="zstd", producer_id=7),
+        marker(3, 7, aborts=True),
+        batch(4, BOMB, compression="zstd", producer_id=7),
+        marker(7, 7, aborts=False),
+        batch(8, [SMALL]),
+    ]
+    found = read(batches, aborted=[(7, 0)])
+    assert ([one.offset for one in found], refused(found)) == ([4, 5, 6, 8], [4, 5, 6])
+
+
+def test_a_header_that_claims_two_thousand_million_records_makes_no_more_than_a_few_of_them() -> None:
+    most = 2**31 - 1
+    found = read([claiming(batch(0, BOMB, compression="zstd"), most)])
+    assert refused(found) == list(range(most - MOST_REFUSED_RECORDS, most))
+    assert found[0].value == b"not unpacked: offsets 0 to %d" % (most - 1)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_damaged_batch_is_no_batch_beyond_the_bound(packing: str) -> None:
+    damaged = batch(0, BOMB, compression=packing)
+    damaged[-1] ^= 1
+    with pytest.raises(CorruptRecordException):
+        read([damaged])
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_what_no_codec_can_unpack_is_an_error_and_not_too_large(packing: str) -> None:
+    number, encode = PACKINGS[packing]
+    with pytest.raises((cramjam.DecompressionError, EOFError)):
+        bounded_batches._UNPACK[number](bytes(encode(b"of some length"))[:-9], BOUND_BYTES)
+
+
+_UNPACK_MUCH = """
+import gzip, io, resource
+import cramjam
+from stream_app.bounded_batches import _UNPACK
+
+MIB = 1 << 20
+MUCH_MIB = 600
+
+def packed(name):
+    if name == "gzip":
+        into = io.BytesIO()
+        with gzip.GzipFile(fileobj=into, mode="wb", compresslevel=1) as stream:
+            for _ in range(MUCH_MIB):
+                stream.write(bytes(MIB))
+        return into.getvalue()
+    compressor = getattr(cramjam, name).Compressor()
+    for _ in range(MUCH_MIB):
+        compressor.compress(bytes(MIB))
+    return bytes(compressor.finish())
+
+bombs = {number: packed(name) for name, number in (("gzip", 1), ("lz4", 3), ("zstd", 4))}
+resource.setrlimit(resource.RLIMIT_AS, (500 * MIB, 500 * MIB))
+print([_UNPACK[number](bomb, 16 * MIB) for number, bomb in bombs.items()])
+"""
+
+
+def test_a_process_that_may_have_500_mebibytes_gives_up_batches_of_600() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _UNPACK_MUCH], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (done.stdout, done.stderr) == ("[None, None, None]\n", "")
+
+
+def test_a_snappy_block_says_its_length_before_it_is_unpacked() -> None:
+    lies = b"\xff\xff\xff\xff\x0f" + b"short"  # a block of 4 GiB
+    assert bounded_batches._UNPACK[2](lies, BOUND_BYTES) is None
+
+
+def test_every_private_name_that_this_leans_on_is_there() -> None:
+    lenient_records.install()
+    assert fetcher.MemoryRecords is BoundedRecords
+    assert "MemoryRecords(part_data[-1])" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
+    wanted = "while records.has_next():\n            next_batch = records.next_batch()"
+    assert wanted in inspect.getsource(STOCK[0])
+    assert {"_next_slice"} <= vars(_MemoryRecordsPy(b"")).keys()
+    head = _DefaultRecordBatchPy.HEADER_STRUCT.size, _DefaultRecordBatchPy.ATTRIBUTES_OFFSET
+    assert (*head, _DefaultRecordBatchPy.CODEC_MASK) == (HEAD_BYTES, 21, 7)
+    assert [one.offset for one in DefaultRecordBatch(batch(0, [[]]))] == [0]
