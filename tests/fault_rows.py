@@ -239,4 +239,11 @@ ROWS = (
          "test_a_partition_that_waits_for_a_transaction_is_alive_as_long_as_the_broker_answers_its_fetches",
          "test_what_lies_behind_an_open_transaction_does_not_wait_for_the_worker",
          "test_an_open_transaction_is_not_taken_for_a_log_that_lost_its_end")),
+    Row("a small compressed batch that unpacks to gigabytes",
+        "unpacked no further than 64 MiB; its records are dead letters `too_large`, the neighbours are served",
+        ("test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_record_and_its_neighbours_are_served",
+         "test_a_batch_of_as_many_bytes_as_the_bound_is_read_and_one_of_a_byte_more_is_refused",
+         "test_the_neighbours_of_a_batch_beyond_the_bound_are_read_as_ever",
+         "test_a_process_that_may_have_500_mebibytes_gives_up_batches_of_600",
+         "test_a_fetch_ends_early_when_its_batches_together_hold_more_than_the_bound_and_the_rest_is_fetched_again")),
 )  # fmt: skip
