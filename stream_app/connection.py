@@ -47,7 +47,7 @@ def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
         if scheme in ("redis", "rediss", "unix"):
             if scheme == "rediss":
                 options |= _tls(settings)
-            return redis_asyncio.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **options)
+            return redis_asyncio.Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 0), **options))
         address = _address(url)
     except ValueError:
         raise SettingsError(f"{_VARIABLE}: not a Redis address; the process does not start; use {_KINDS}") from None
@@ -63,6 +63,15 @@ def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
     )
     cluster: redis_asyncio.Redis = client
     return cluster
+
+
+class _Pool(redis_asyncio.ConnectionPool):
+    """Hands out what is connected first: after the password was changed nothing else works, until we start again."""
+
+    def get_available_connection(self) -> Any:
+        """Return a connection that nobody uses."""
+        self._available_connections.sort(key=lambda one: one.is_connected)  # the last one is taken
+        return super().get_available_connection()  # type: ignore[no-untyped-call]
 
 
 _KINDS = (
