@@ -398,29 +398,32 @@ class ListsAgent(Agent):
 
     async def _publish(self, answers: Sequence[Answer]) -> None:
         """Enqueue the answers in order; settle their lists when the broker has them all."""
-        answers = await self._that_fit([answer for answer in answers if not answer.to.batch.dropped])
-        if not answers:
+        fitting = await self._that_fit([answer for answer in answers if not answer.to.batch.dropped])
+        if not fitting:
             return
         failpoints.reach("before_publish")
         await self._free_publishes.acquire()
-        acknowledged = await self._context.publisher.send([self._output(answer) for answer in answers])
-        task = asyncio.create_task(self._settle(acknowledged, answers))
+        acknowledged = await self._context.publisher.send([output for _, output in fitting])
+        produced = [answer for answer, _ in fitting]
+        task = asyncio.create_task(self._settle(acknowledged, produced))
         self._publishes.add(task)
         task.add_done_callback(self._publishes.discard)
 
-    async def _that_fit(self, answers: Sequence[Answer]) -> list[Answer]:
-        """Return the answers that may be produced: without explanations, where they make one too large.
+    async def _that_fit(self, answers: Sequence[Answer]) -> list[tuple[Answer, OutputRecord]]:
+        """Return the answers that may be produced, and as what: without explanations, where they make one too large.
 
         What is too large even so is a dead letter: the broker would refuse it with its neighbours, again and again.
         """
         limit_bytes, fitting = self._context.most_bytes(self._context.reranked_topic), []
         for answer in answers:
-            if self._output(answer).most_bytes() <= limit_bytes:
-                fitting.append(answer)
+            output = self._output(answer)
+            if output.most_bytes() <= limit_bytes:
+                fitting.append((answer, output))
                 continue
             shorter = without_explanations(answer)
-            if (size_bytes := self._output(shorter).most_bytes()) <= limit_bytes:
-                fitting.append(shorter)
+            output = self._output(shorter)
+            if (size_bytes := output.most_bytes()) <= limit_bytes:
+                fitting.append((shorter, output))
                 continue
             await self._publish_dead_letters([output_too_large(answer.to.record, size_bytes, limit_bytes)])
             answer.to.batch.settle()

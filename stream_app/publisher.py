@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, UnknownError
-from aiokafka.partitioner import DefaultPartitioner
+from aiokafka.partitioner import murmur2
 
 from stream_app.errors import PublishError, TransientError
 from stream_app.ports import OutputRecord
@@ -23,7 +24,7 @@ ENQUEUE_AGAIN_S = 0.5
 # aiokafka's own 16 kB holds some twenty slates: a micro-batch would wait for several round trips.
 MAX_BATCH_BYTES = 262_144
 BULK_RECORDS = 128
-_partition_of_key = DefaultPartitioner()
+HASHED_KEYS = 16_384
 
 T = TypeVar("T")
 
@@ -75,6 +76,7 @@ class KafkaPublisher:
             request_timeout_ms=self._settings.request_timeout_ms,
             max_request_size=self._settings.max_request_bytes,
             max_batch_size=self._max_batch_bytes,
+            partitioner=partition_of_key,
         )
         if self._patient:
             # aiokafka drops batches by age: those of a partition without a leader always, others unless idempotent.
@@ -166,7 +168,7 @@ class KafkaPublisher:
                 futures.append(await self._enqueue(producer, record))
                 continue
             partitions = partitions_of[record.topic]
-            place = record.topic, int(_partition_of_key(record.key, partitions, partitions))
+            place = record.topic, partition_of_key(record.key, partitions, partitions)
             if place not in builders:
                 builders[place] = producer.create_batch()
             if not _append(builders[place], record):
@@ -187,6 +189,16 @@ class KafkaPublisher:
                     raise
                 logger.warning("event=publish_waits %r; the broker takes nothing, what is sent waits", error)
             await asyncio.sleep(ENQUEUE_AGAIN_S)
+
+
+_hash_of_key = lru_cache(maxsize=HASHED_KEYS)(murmur2)  # in Python it is most of what finding a partition costs
+
+
+def partition_of_key(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
+    """Return the partition that Java's default partitioner gives a key; without a key, one that can be reached."""
+    if key is None:
+        return random.choice(available or partitions)  # noqa: S311 - spreads, keeps no secret
+    return partitions[int(_hash_of_key(key) & 0x7FFFFFFF) % len(partitions)]
 
 
 def _append(builder: Any, record: OutputRecord) -> bool:

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, UnknownTopicOrPartitionError
+from aiokafka.partitioner import DefaultPartitioner
 from aiokafka.producer.message_accumulator import MessageAccumulator, MessageBatch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stream_app import publisher as publishing
 from stream_app.errors import PublishError
 from stream_app.ports import OutputRecord
-from stream_app.publisher import KafkaPublisher
+from stream_app.publisher import KafkaPublisher, partition_of_key
 from stream_app.settings import KafkaSettings
 
 
@@ -78,3 +81,14 @@ async def test_a_patient_producer_never_drops_a_batch_by_its_age() -> None:
         assert not accumulator._pending_batches
     finally:
         producer._closed = True
+
+
+@given(st.binary(max_size=40), st.integers(1, 50))
+def test_a_key_goes_where_aiokafka_and_java_send_it(key: bytes, count: int) -> None:
+    partitions = list(range(count))
+    assert partition_of_key(key, partitions, []) == DefaultPartitioner()(key, partitions, [])
+
+
+def test_what_has_no_key_goes_to_a_partition_that_can_be_reached() -> None:
+    assert partition_of_key(None, [0, 1, 2], [1]) == 1
+    assert partition_of_key(None, [2], []) == 2
