@@ -335,6 +335,26 @@ async def test_aiokafka_seeks_nothing_that_was_never_committed_and_we_seek_it_to
     assert sought[1:] == [(once, 5), (never, OffsetResetStrategy.EARLIEST)]
 
 
+async def test_the_check_of_faust_that_raises_while_a_position_is_sought_is_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subscription, tp = SubscriptionState(), TopicPartition(*LOG)
+    subscription.assign_from_user([tp])
+    state = subscription.subscription.assignment.state_value(tp)
+    state.highwater, state.timestamp = 40, 7
+    state.await_reset(OffsetResetStrategy.EARLIEST)
+    fetcher = SimpleNamespace(_subscriptions=subscription)
+    made = SimpleNamespace(_fetcher=fetcher, assignment=subscription.assigned_partitions)
+    for consumer in (stock_consumer(), our_consumer()):
+        monkeypatch.setattr(consumer._thread, "_ensure_consumer", lambda: made)
+        monkeypatch.setattr(consumer._thread, "_verify_aiokafka_event_path", lambda *_: False)
+        monkeypatch.setattr(consumer._thread, "time_started", 0.0, raising=False)
+    stock, ours = _consumers[-2:]
+    with pytest.raises(AssertionError):
+        stock.verify_event_path(0.0, LOG)
+    ours.verify_event_path(0.0, LOG)
+
+
 async def test_a_worker_without_partitions_has_nothing_to_seek() -> None:
     thread = our_consumer()._thread
     thread._consumer = SimpleNamespace(assignment=set)
