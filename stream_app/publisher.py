@@ -25,6 +25,7 @@ ENQUEUE_AGAIN_S = 0.5
 MAX_BATCH_BYTES = 262_144
 BULK_RECORDS = 128
 HASHED_KEYS = 16_384
+LONGEST_HASHED_KEY_BYTES = 256  # longer ones are of records that we refuse; none is held here
 
 T = TypeVar("T")
 
@@ -198,7 +199,8 @@ def partition_of_key(key: bytes | None, partitions: Sequence[int], available: Se
     """Return the partition that Java's default partitioner gives a key; without a key, one that can be reached."""
     if key is None:
         return random.choice(available or partitions)  # noqa: S311 - spreads, keeps no secret
-    return partitions[int(_hash_of_key(key) & 0x7FFFFFFF) % len(partitions)]
+    hashed = _hash_of_key(key) if len(key) <= LONGEST_HASHED_KEY_BYTES else murmur2(key)
+    return partitions[int(hashed & 0x7FFFFFFF) % len(partitions)]
 
 
 def _append(builder: Any, record: OutputRecord) -> bool:

@@ -89,6 +89,13 @@ def test_a_key_goes_where_aiokafka_and_java_send_it(key: bytes, count: int) -> N
     assert partition_of_key(key, partitions, []) == DefaultPartitioner()(key, partitions, [])
 
 
+def test_a_long_key_is_not_held_in_memory() -> None:
+    held = publishing._hash_of_key.cache_info().currsize
+    key = b"k" * (publishing.LONGEST_HASHED_KEY_BYTES + 1)
+    assert partition_of_key(key, [0, 1, 2], []) == DefaultPartitioner()(key, [0, 1, 2], [])
+    assert publishing._hash_of_key.cache_info().currsize == held
+
+
 def test_what_has_no_key_goes_to_a_partition_that_can_be_reached() -> None:
     assert partition_of_key(None, [0, 1, 2], [1]) == 1
     assert partition_of_key(None, [2], []) == 2
