@@ -334,8 +334,8 @@ _launched: list[WorkerProcess] = []
 def launched(where: Site, module: str = "stream_app", **environment: str) -> WorkerProcess:
     """Start a worker without waiting for it; `kill_all` ends what a test leaves behind."""
     worker = WorkerProcess(where, module, **environment)
-    _launched.append(worker)
     worker.start()
+    _launched.append(worker)
     return worker
 
 

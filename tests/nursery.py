@@ -2,13 +2,15 @@
 
 Most of what a worker costs before it is ready is the import of torch and faust: some three seconds of processor time,
 and the suite starts hundreds. Here each test process pays once. A forked worker runs the same module, with an
-environment, a session and a log of its own, and dies with us, as with `ChildProcess`.
+environment, a session and a log of its own, and dies with us, as with `ChildProcess`. What libraries read when they
+are loaded (OMP_NUM_THREADS, the hash seed) is the nursery's; a test that needs it otherwise starts a process itself.
 
     python -m tests.nursery SOCKET
 
 One connection is one process: arguments go in as a line of JSON, its pid comes back, and at its end the exit code.
 """
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -46,7 +48,9 @@ class ForkedProcess:
         self._lines = connection.makefile("rw")
         self._lines.write(json.dumps(arguments) + "\n")
         self._lines.flush()
-        self.pid = int(self._lines.readline())
+        if not (pid := self._lines.readline()):
+            raise AssertionError("the nursery ended; no process was started")
+        self.pid = int(pid)
         self._reading = threading.Lock()
 
     def poll(self) -> int | None:
@@ -73,7 +77,8 @@ class ForkedProcess:
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class ForkedChild(ChildProcess):
@@ -86,7 +91,8 @@ class ForkedChild(ChildProcess):
 
     def start(self) -> None:
         """Start it, and the nursery before it, which is spawned by the same thread."""
-        _the_nursery()
+        if sys.platform == "linux":
+            _the_nursery()
         super().start()
 
     def _spawn(self) -> Any:
@@ -124,7 +130,7 @@ def _connect() -> socket.socket:
 
 
 def _serve(address: str) -> NoReturn:
-    """Fork a midwife for each connection, for ever."""
+    """Fork a midwife for each connection, for ever: the parent of one process, which waits for its end."""
     importlib.import_module("stream_app.app")
     importlib.import_module("stream_app.__main__")
     del sys.modules["stream_app.__main__"]  # each process runs it anew
@@ -153,8 +159,9 @@ def _deliver(connection: socket.socket) -> NoReturn:
         lines.close()
         _run(module, arguments, environment, log_path)
     print(pid, file=lines, flush=True)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    print(code, file=lines, flush=True)
+    end: Any = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its pid is nobody else's before its end is told
+    print(end.si_status if end.si_code == os.CLD_EXITED else -end.si_status, file=lines, flush=True)
+    os.waitpid(pid, 0)
     os._exit(0)
 
 

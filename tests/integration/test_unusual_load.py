@@ -72,7 +72,8 @@ async def test_a_backlog_is_shed_where_it_is_late_ranked_where_it_is_not_and_bou
     async with client(where) as outsider:
         await outsider.send_many([one for pair in zip(late, in_time, strict=True) for one in pair])
         await outsider.send_many(clicks)
-        worker = await serving(where, RERANK_KAFKA__MAX_POLL_RECORDS=str(most), RERANK_MICRO_BATCH_LISTS="4")
+        patient = {"RERANK_REDIS__BUDGET_MS": "10000", "RERANK_REDIS__TIMEOUT_MS": "10000"}
+        worker = await serving(where, RERANK_KAFKA__MAX_POLL_RECORDS=str(most), RERANK_MICRO_BATCH_LISTS="4", **patient)
         port, unsettled = worker.ready()["http_port"], [0.0]
         until_s = time.monotonic() + 60.0
         while len(outsider.slates) < 1_000 or sum(row.events for row in stored_rows(where).values()) < len(clicks):
