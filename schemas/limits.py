@@ -16,7 +16,7 @@ Control characters and line separators: ids are written one a line in `items.txt
 MAX_BATCH_BYTES = 67_108_864
 """Bytes that one compressed batch may unpack to, 32 times what a topic takes: our records hardly pack that well.
 
-Producers end a batch at a megabyte or less of what is not packed yet, or is by their estimate.
+Producers count what is not packed yet, or estimate what it packs to, and end a batch at a megabyte or less.
 """
 
 

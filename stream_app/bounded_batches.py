@@ -20,7 +20,7 @@ from schemas.limits import MAX_BATCH_BYTES
 from schemas.refusals import NOT_UNPACKED
 
 MOST_REFUSED_RECORDS = 10_000
-"""Records that stand for one batch, the last of it: its header may claim two thousand million."""
+"""At most so many records stand for a batch, for its last offsets: its header may claim two thousand million."""
 
 _HEAD_BYTES = _DefaultRecordBatchPy.HEADER_STRUCT.size
 _CODEC_BYTE = _DefaultRecordBatchPy.ATTRIBUTES_OFFSET + 1
