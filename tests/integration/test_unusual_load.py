@@ -15,7 +15,7 @@ from schemas.codec import encode
 from schemas.limits import MAX_BATCH_BYTES
 from schemas.records import After, Slate, SlateTiming
 from schemas.refusals import NOT_UNPACKED
-from stream_app.recorded_log import parse_line
+from stream_app.recorded_log import LogRecord, parse_line
 from tests.builders import interaction
 from tests.fault_kit import healed, redis_of, serving, stop_gracefully, stored_rows, under_load
 from tests.raw_batches import CODECS, READ_NAME, batch
@@ -103,6 +103,20 @@ async def test_a_user_who_is_half_of_the_load_costs_nobody_anything(where: Site)
         await stop_gracefully(worker)
 
 
+async def rebuilt_and_recorded(where: Site) -> tuple[Path, list[LogRecord]]:
+    """Check that a rebuild gives the rows that the worker wrote, record both inputs, and return file and records."""
+    rows = stored_rows(where)
+    with redis_of(where.redis_url) as redis:
+        redis.delete(*redis.scan_iter(f"{where.prefix}*"))
+    done = await asyncio.to_thread(where.command, "rebuild")
+    assert done.returncode == 0, done.stderr
+    assert stored_rows(where) == rows
+    log = where.directory / "log.jsonl"
+    done = await asyncio.to_thread(where.command, "record", "--out", str(log), "--until-idle-s", "2")
+    assert done.returncode == 0, done.stderr
+    return log, [parse_line(line) for line in log.read_bytes().splitlines()]
+
+
 async def test_header_names_that_are_not_utf_8_cost_no_record(where: Site) -> None:
     await where.create_topics(PARTITIONS)
     codecs = ("", *CODECS)
@@ -125,16 +139,7 @@ async def test_header_names_that_are_not_utf_8_cost_no_record(where: Site) -> No
         [letter] = outsider.dead_letters
         assert (letter.value, letter.headers[READ_NAME]) == (b"{", None)
         await stop_gracefully(worker)
-    rows = stored_rows(where)
-    with redis_of(where.redis_url) as redis:
-        redis.delete(*redis.scan_iter(f"{where.prefix}*"))
-    done = await asyncio.to_thread(where.command, "rebuild")
-    assert done.returncode == 0, done.stderr
-    assert stored_rows(where) == rows
-    log = where.directory / "log.jsonl"
-    done = await asyncio.to_thread(where.command, "record", "--out", str(log), "--until-idle-s", "2")
-    assert done.returncode == 0, done.stderr
-    recorded = [parse_line(line) for line in log.read_bytes().splitlines()]
+    _, recorded = await rebuilt_and_recorded(where)
     odd_ones = [one.headers for one in recorded if one.headers]
     assert odd_ones == [[(READ_NAME, b"\0\xff"), (READ_NAME, None)]] * (2 * len(codecs) + 1)
 
@@ -164,18 +169,9 @@ async def test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_
         ]
         assert sorted(places) == sorted(refused)
         await stop_gracefully(worker)
-    rows = stored_rows(where)
-    assert rows["u-1"].events == 2
-    with redis_of(where.redis_url) as redis:
-        redis.delete(*redis.scan_iter(f"{where.prefix}*"))
-    done = await asyncio.to_thread(where.command, "rebuild")
-    assert done.returncode == 0, done.stderr
-    assert stored_rows(where) == rows
-    log = where.directory / "log.jsonl"
-    done = await asyncio.to_thread(where.command, "record", "--out", str(log), "--until-idle-s", "2")
-    assert done.returncode == 0, done.stderr
-    recorded = [parse_line(line).value or b"" for line in log.read_bytes().splitlines()]
-    assert [value[: len(NOT_UNPACKED)] for value in recorded].count(NOT_UNPACKED) == len(refused)
+    assert stored_rows(where)["u-1"].events == 2
+    log, recorded = await rebuilt_and_recorded(where)
+    assert [(one.value or b"")[: len(NOT_UNPACKED)] for one in recorded].count(NOT_UNPACKED) == len(refused)
     done = await asyncio.to_thread(where.command, "replay", str(log))
     assert done.returncode == 0, done.stderr
     replayed = json.loads(done.stdout)
