@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, UnknownError
 from aiokafka.partitioner import murmur2
 
+from schemas.limits import DEFAULT_LIMITS
 from stream_app.errors import PublishError, TransientError
 from stream_app.ports import OutputRecord
 from stream_app.settings import KafkaSettings
@@ -25,7 +26,7 @@ ENQUEUE_AGAIN_S = 0.5
 MAX_BATCH_BYTES = 262_144
 BULK_RECORDS = 128
 HASHED_KEYS = 16_384
-LONGEST_HASHED_KEY_BYTES = 256  # longer ones are of records that we refuse; none is held here
+LONGEST_HASHED_KEY_BYTES = DEFAULT_LIMITS.max_id_bytes  # longer ones are of records that we refuse; none is held here
 
 T = TypeVar("T")
 

@@ -82,7 +82,7 @@ class ForkedProcess:
 
 
 class ForkedChild(ChildProcess):
-    """A child process that runs `python -m module arguments`, forked where that is safe."""
+    """A child process that runs `python -m module arguments`, forked: on Linux, where that is safe."""
 
     def __init__(self, module: str, arguments: Sequence[str], log_path: Path, environment: Mapping[str, str]) -> None:
         """Describe it."""
@@ -91,13 +91,10 @@ class ForkedChild(ChildProcess):
 
     def start(self) -> None:
         """Start it, and the nursery before it, which is spawned by the same thread."""
-        if sys.platform == "linux":
-            _the_nursery()
+        _the_nursery()
         super().start()
 
     def _spawn(self) -> Any:
-        if sys.platform != "linux":
-            return super()._spawn()
         self.log_path.touch()
         return ForkedProcess(_connect(), *self._request)
 

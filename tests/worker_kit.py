@@ -116,9 +116,9 @@ class WorkerProcess:
         mark = uuid.uuid4().hex[:6]
         self.log_path = where.directory / f"worker-{mark}.log"
         whole_environment = {**where.worker_environment(), **environment}
-        if module == "stream_app":
+        if module == "stream_app" and sys.platform == "linux":
             self.process: ChildProcess = ForkedChild(module, ["worker"], self.log_path, whole_environment)
-        else:  # it changes what is imported after it
+        else:  # another module changes what is imported after it
             self.process = ChildProcess([sys.executable, "-m", module, "worker"], self.log_path, whole_environment)
 
     def start(self) -> None:
