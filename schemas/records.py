@@ -167,7 +167,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     moved: Annotated[int, Meta(description="Retrieval position minus position in the slate; positive is up.")]
 
 
-class Slate(Struct, frozen=True, kw_only=True):
+class Slate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The ordered answer to a candidate list: a permutation or its first k. Topic `reranked`, key user_id."""
 
     request_id: str

@@ -10,12 +10,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from itertools import chain
 
 from faust.types import StreamT
 
 from schemas.dead_letter import DeadLetter, Header
 from schemas.limits import Limits
+from schemas.records import SlateModel
 from schemas.topics import TRACE_HEADERS
 from stream_app import failpoints
 from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError, TransientError
@@ -438,8 +440,8 @@ class ListsAgent(Agent):
             return
         finally:
             self._free_publishes.release()
-        for answer in answers:
-            answer.to.batch.settle()
+        for batch, count in Counter(answer.to.batch for answer in answers).items():
+            batch.settle(count)
         self._count(answers)
 
     def _count(self, answers: Sequence[Answer]) -> None:
@@ -464,17 +466,11 @@ class ListsAgent(Agent):
                 self._counters[reason].inc(count)
 
     def _output(self, answer: Answer) -> OutputRecord:
-        slate = answer.slate
-        return OutputRecord(
-            self._context.reranked_topic,
-            slate.user_id.encode(),
-            answer.value,
-            [
-                *_copied(answer.to.record.headers),
-                ("rerank-outcome", slate.outcome.encode()),
-                ("rerank-model", f"{slate.model.name}:{slate.model.version}".encode()),
-            ],
-        )
+        record = answer.to.record
+        headers = _headers_of(answer.slate.outcome, answer.slate.model)
+        if record.headers:
+            headers = [*_copied(record.headers), *headers]
+        return OutputRecord(self._context.reranked_topic, record.key, answer.value, headers)
 
     async def watch_parked(self) -> None:
         """Rank parked lists as soon as the interaction they wait for is applied; at their deadline call them stale.
@@ -542,6 +538,11 @@ def output_too_large(record: Record, size_bytes: int, limit_bytes: int) -> DeadL
         message=f"slate of {size_bytes} bytes: at most {limit_bytes} may be produced; sent to dead letters; ask for "
         "fewer items (k) or shorter ids, or raise max.message.bytes of reranked and RERANK_KAFKA__MAX_REQUEST_BYTES",
     )
+
+
+@lru_cache(maxsize=16)
+def _headers_of(outcome: str, model: SlateModel) -> Sequence[Header]:
+    return ("rerank-outcome", outcome.encode()), ("rerank-model", f"{model.name}:{model.version}".encode())
 
 
 def _copied(headers: Iterable[Header]) -> Iterator[Header]:

@@ -422,7 +422,8 @@ class Ranker:
         return answers
 
     def _shed(self, request: ListRequest, now_ms: float) -> Answer:
-        timing_ms = _timing(request, now_ms, now_ms, now_ms)
+        waited_ms = round(now_ms - request.record.timestamp, 3)
+        timing_ms = SlateTiming(queue=waited_ms, state=0.0, score=0.0, total=waited_ms)
         slate = shed_slate(request.request, DEADLINE, model=self.serving.name, timing_ms=timing_ms)
         return Answer(request, slate, encode_slate(slate))
 

@@ -95,8 +95,10 @@ class OutputRecord(msgspec.Struct, frozen=True):
 
     def most_bytes(self) -> int:
         """Return the most bytes that it takes as a batch of its own, as the broker counts them."""
-        headers = sum(2 * _LONGEST_VARINT + len(name.encode()) + len(text or b"") for name, text in self.headers)
-        return _BATCH_AND_RECORD_HEAD_BYTES + len(self.key or b"") + len(self.value or b"") + headers
+        size_bytes = _BATCH_AND_RECORD_HEAD_BYTES + len(self.key or b"") + len(self.value or b"")
+        for name, text in self.headers:
+            size_bytes += 2 * _LONGEST_VARINT + len(name.encode()) + len(text or b"")
+        return size_bytes
 
 
 class Publisher(Protocol):

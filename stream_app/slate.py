@@ -17,6 +17,8 @@ COLD_ITEMS = "cold_items"
 NONFINITE_SCORE = "nonfinite_score"
 DEGRADED = "degraded"
 
+NO_STATE = SlateState(events=0, partition=-1, offset=-1, age_ms=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -124,7 +126,7 @@ def fallback_slate(
         retrieval_positions=list(range(count)),
         propensities=[1.0] * count,
         model=model,
-        state=_no_state() if row is None else state_of(request, row),
+        state=NO_STATE if row is None else state_of(request, row),
         timing_ms=timing_ms,
     )
 
@@ -142,10 +144,6 @@ def shed_slate(request: CandidateList, reason: str, *, model: SlateModel, timing
         retrieval_positions=[],
         propensities=[],
         model=model,
-        state=_no_state(),
+        state=NO_STATE,
         timing_ms=timing_ms,
     )
-
-
-def _no_state() -> SlateState:
-    return SlateState(events=0, partition=-1, offset=-1, age_ms=0)

@@ -33,6 +33,7 @@ from tests.bench.workload import Workload
 
 INTERACTIONS, INTERACTIONS_AT_ONCE = 60_000, 1_000
 LISTS, LISTS_AT_ONCE = 3_200, 32
+LATE_LISTS, LATE_LISTS_AT_ONCE = 10_000, 500
 STATE_SIZE = 65
 SPACE = 1
 FUTURE_MS = 10**12  # nothing is late
@@ -133,6 +134,14 @@ async def time_lists(watch: Stopwatch, serving: Serving, workload: Workload, sto
             select(scores, batch.mask, [one.k for one in lists])
         requests, _ = decode_lists(some, Waiting(), limits=Limits(), deadlines=DEADLINES)
         with watch.time("whole path after decode", count):
+            async for _ in ranker.rank(requests):
+                pass
+    late = consumer_records("candidates", workload.lists(LATE_LISTS, deadline_ms=0))
+    for start in range(0, LATE_LISTS, LATE_LISTS_AT_ONCE):
+        some, count = late[start : start + LATE_LISTS_AT_ONCE], LATE_LISTS_AT_ONCE
+        with watch.time("look at a late one", count):
+            requests, _ = decode_lists(some, Waiting(), limits=Limits(), deadlines=DEADLINES, backlog_at_ms=FUTURE_MS)
+        with watch.time("shed a late one", count):
             async for _ in ranker.rank(requests):
                 pass
 

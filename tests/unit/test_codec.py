@@ -28,7 +28,7 @@ from schemas.codec import (
     slate_digest_bytes,
 )
 from schemas.limits import DEFAULT_LIMITS, Limits
-from schemas.records import After, CandidateList, Explanation, Interaction, Item, SlateTiming
+from schemas.records import After, CandidateList, Explanation, Interaction, Item, Slate, SlateTiming
 from tests.bad_records import BadRecord, OddRecord, bad_records, good_value, odd_but_good_records
 from tests.builders import candidate_list, interaction, item, slate
 
@@ -293,6 +293,11 @@ def test_optional_fields_that_are_none_are_left_out() -> None:
     assert orjson.loads(encode(record)).keys() == {"event_id", "user_id", "item_id", "kind", "event_time_ms"}
 
 
+def shed(**changes: Any) -> Slate:
+    nothing: dict[str, Any] = {"item_ids": [], "scores": [], "retrieval_positions": [], "propensities": []}
+    return slate(**({"outcome": "shed", "reasons": ["deadline"], "explanations": None} | nothing | changes))
+
+
 def test_a_slate_comes_back_as_it_went() -> None:
     assert decode_slate(encode_slate(slate())) == slate()
 
@@ -319,6 +324,17 @@ def test_a_slate_with_a_number_that_is_not_finite_is_not_encoded(field: str, bad
     for numbers in ([0.5, bad], np.array([0.5, bad], dtype=np.float32)):
         with pytest.raises(ValueError, match=rf"Slate {field} holds {bad!r}: not encoded"):
             encode_slate(slate(**{field: numbers}))
+
+
+def test_a_shed_slate_with_a_time_that_is_not_finite_is_not_encoded() -> None:
+    timing_ms = SlateTiming(queue=float("nan"), state=0.0, score=0.0, total=0.0)
+    with pytest.raises(ValueError, match="Slate timing_ms holds nan"):
+        encode_slate(shed(timing_ms=timing_ms))
+
+
+def test_a_shed_slate_is_written_like_any_other() -> None:
+    as_ranked = msgspec.structs.replace(shed(), outcome="ranked")
+    assert encode_slate(shed()) == encode_slate(as_ranked).replace(b"ranked", b"shed")
 
 
 def test_an_explanation_with_a_number_that_is_not_finite_is_not_encoded() -> None:
