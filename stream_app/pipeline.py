@@ -10,6 +10,7 @@ the agents'.
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import msgspec
 
@@ -59,6 +60,7 @@ MODEL_ERROR = "model_error"
 MODEL_NONFINITE = "model_nonfinite"
 
 REFOLDS = 5
+FALLBACK_MS = 2.0  # with less left, even the retrieval order would come past the deadline
 LONG_AGO_MS = float("-inf")  # a deadline that has passed whatever the clock says
 
 
@@ -296,11 +298,11 @@ class Ranker:
         due: list[ListRequest] = []
         hurried: list[ListRequest] = []
         for request in requests:
-            if now_ms >= request.deadline_ms:
-                late.append(request)
+            if self._has_time(request, now_ms):
+                due.append(request)
             else:
-                (due if self._has_time(request, now_ms) else hurried).append(request)
-        if hurried and not due:
+                (hurried if request.deadline_ms - now_ms >= FALLBACK_MS else late).append(request)
+        if not due and any(request.deadline_ms > now_ms for request in chain(hurried, late)):
             self._pace.turned_away()
         answers = [self._fallback(request, DEADLINE, None, now_ms) for request in hurried]  # first: they have no time
         return answers + [self._shed(request, now_ms) for request in late], due

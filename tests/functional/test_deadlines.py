@@ -187,7 +187,7 @@ class SlowModel(HalvingModel):
         return super().score(batch)
 
 
-async def test_a_list_with_less_time_left_than_a_pass_takes_falls_back_in_time() -> None:
+async def test_a_list_with_less_time_left_than_a_pass_takes_falls_back_while_that_is_in_time() -> None:
     clock = FakeClock()
     model = SlowModel(clock, 100.0)
     one = Ranker(serving=serving(model), store=memory_store(), applied=AppliedOffsets(), clock=clock)
@@ -196,8 +196,8 @@ async def test_a_list_with_less_time_left_than_a_pass_takes_falls_back_in_time()
         await answers_of(one, [a_list("u-1")])
     clock.time_ms = float(RECORD_TIME_MS)
     calls = model.calls
-    [part] = await answers_of(one, [a_list("u-1", deadline_ms=80.0)])
-    assert told(part) == {"u-1": ("fallback", ["deadline"])}
+    [part] = await answers_of(one, [a_list("u-1", deadline_ms=80.0), a_list("u-2", deadline_ms=1.0)])
+    assert told(part) == {"u-1": ("fallback", ["deadline"]), "u-2": ("shed", ["deadline"])}
     assert (part[0].slate.timing_ms.total, model.calls) == (0.0, calls)
 
 
