@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 import redis
@@ -11,16 +11,20 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
 
+from deploy.chaos.errors import ChaosError
 from deploy.chaos.plan import BrokerChoice, FaultKind, Strike, Target
 from deploy.chaos.proxy import Proxy, Trouble
 from deploy.chaos.world import PARTITIONS, PREFIX, SESSION_TIMEOUT_S, World, start_again
 from deploy.local.ports import LOOPBACK
 from deploy.local.server import LocalServer
 from schemas.topics import CO_PARTITIONED, topic_name
+from stream_app import failpoints
 
 Fault = Callable[[World, Strike], AbstractAsyncContextManager[None]]
 
 _MEMBER_STAYS_S = 1.5
+_MOST_PASSES = 20
+_ZOMBIE_S = 1.0  # of work by one that woke up and does not know yet that its partitions are gone
 _SYNC_S = 10.0
 _FARTHEST_CLOCK_S = 30 * 86_400.0
 _APACHE: tuple[BrokerChoice, ...] = ("apache", "cluster")
@@ -60,6 +64,29 @@ async def terminate_worker(world: World, strike: Strike) -> AsyncIterator[None]:
     yield
     worker.start()
     worker.held = False
+
+
+def stop_at_fail_point(action: str) -> Fault:
+    """Return a fault that starts a worker again so that it is stopped in the middle of its work, at a named place."""
+
+    @asynccontextmanager
+    async def act(world: World, strike: Strike) -> AsyncIterator[None]:
+        rng = random.Random(strike.amount)  # noqa: S311 - reproducible, not secret
+        failpoint = f"{rng.choice(failpoints.POINTS)}:{rng.randint(1, _MOST_PASSES)}:{action}"
+        world.say(f"    fail-point {failpoint}")
+        worker = world.fleet.workers[strike.index]
+        worker.held = True
+        await world.fleet.terminate(worker)
+        worker.start(failpoint)
+        yield
+        if worker.child.is_running:  # frozen at the place, or it was not reached
+            worker.child.resume()
+            await asyncio.sleep(_ZOMBIE_S)
+            worker.child.kill()
+        worker.start()
+        worker.held = False
+
+    return act
 
 
 def move_clock(sign: int) -> Fault:
@@ -318,6 +345,10 @@ TABLE: dict[FaultKind, Fault] = {
     FaultKind(name="worker: kill -9", target="worker", steps=(1, 6)): kill_worker,
     FaultKind(name="worker: frozen past its session", target="worker", steps=(2, 10)): freeze_worker,
     FaultKind(name="worker: SIGTERM", target="worker", steps=(1, 4)): terminate_worker,
+    **{
+        FaultKind(name=f"worker: {what} at a fail-point", target="worker", steps=(12, 24)): stop_at_fail_point(action)
+        for what, action in (("kill -9", "kill"), ("frozen", "stop"), ("a bug", "raise"))
+    },
     FaultKind(name="worker: clock ahead", target="worker", steps=(2, 12)): move_clock(+1),
     FaultKind(name="worker: clock behind", target="worker", steps=(2, 12)): move_clock(-1),
     FaultKind(name="group: rebalance storm", target="group", steps=(10, 24)): storm,
@@ -346,6 +377,21 @@ TABLE: dict[FaultKind, Fault] = {
         for name, blow in (("reset", Proxy.reset), ("half closed", Proxy.half_close))
     },
 }
+
+
+def kinds_named(texts: Sequence[str], broker: BrokerChoice) -> list[FaultKind]:
+    """Return the faults whose name contains one of the texts, all without any; of those that the broker can have.
+
+    Raises:
+        ChaosError: a text is in no name.
+    """
+    possible = [kind for kind in TABLE if broker in kind.brokers]
+    for text in texts:
+        if not any(text in kind.name for kind in possible):
+            names = "; ".join(kind.name for kind in possible)
+            raise ChaosError(f"{text!r}: no fault on {broker} is called so; nothing is run; there are: {names}")
+    return [kind for kind in possible if not texts or any(text in kind.name for text in texts)]
+
 
 LEFT_OUT = (
     "clocks of brokers and Redis: only a worker's is moved",

@@ -28,19 +28,26 @@ class Worker:
         self.held = False  # True: a fault has it in hand, the fleet leaves it alone
         self._log_start_bytes = 0
         self._clock_path = directory / f"worker-{number}.clock"
+        self._log_path = directory / f"worker-{number}.log"
+        self._environment = {**environment, CLOCK_FILE: str(self._clock_path)}
         self.set_clock(ahead_s=0.0)
-        self.child = ChildProcess(
+        self.child = self._new_child("")
+
+    def _new_child(self, failpoint: str) -> ChildProcess:
+        return ChildProcess(
             [sys.executable, "-m", "deploy.chaos.skewed_worker", "worker"],
-            directory / f"worker-{number}.log",
-            {**environment, CLOCK_FILE: str(self._clock_path)},
+            self._log_path,
+            {**self._environment, "RERANK_FAILPOINT": failpoint},
             stop_grace_s=END_GRACE_S,
         )
 
-    def start(self) -> None:
-        """Start it; `is_ready` tells when it serves."""
-        log = self.child.log_path
-        self._log_start_bytes = log.stat().st_size if log.exists() else 0
+    def start(self, failpoint: str = "") -> None:
+        """Start it, unless it runs, with a fail-point where one is given; `is_ready` tells when it serves."""
+        if self.child.is_running:
+            return
+        self._log_start_bytes = self._log_path.stat().st_size if self._log_path.exists() else 0
         self.starts += 1
+        self.child = self._new_child(failpoint)
         self.child.start()
 
     def set_clock(self, *, ahead_s: float) -> None:

@@ -34,16 +34,13 @@ class Strike:
     amount: float
 
 
-def plan(
-    kinds: Sequence[FaultKind], *, seed: int, steps: int, broker: BrokerChoice, workers: int, brokers: int
-) -> list[Strike]:
+def plan(kinds: Sequence[FaultKind], *, seed: int, steps: int, workers: int, brokers: int) -> list[Strike]:
     """Return the strikes of a run of `steps` steps.
 
     Kinds are dealt from a shuffled deck, so that every kind comes up before one comes up twice; several targets may
     be in trouble at once, one target never twice.
     """
     rng = random.Random(seed)  # noqa: S311 - reproducible, not secret
-    possible = [kind for kind in kinds if broker in kind.brokers]
     counts = {"worker": workers, "broker": brokers, "broker link": brokers}
     deck: list[FaultKind] = []
     free_from: dict[tuple[str, int], int] = {}
@@ -51,7 +48,7 @@ def plan(
     step = FIRST_STEP
     while step < steps:
         if not deck:
-            deck = rng.sample(possible, len(possible))
+            deck = rng.sample(kinds, len(kinds))
         kind = deck.pop()
         index, lasts = rng.randrange(counts.get(kind.target, 1)), rng.randint(*kind.steps)
         amount = rng.random()

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ import redis
 from deploy.chaos import checks
 from deploy.chaos.artefact import Formula, Models, formula_of
 from deploy.chaos.checks import Check
-from deploy.chaos.faults import LEFT_OUT, TABLE
+from deploy.chaos.faults import LEFT_OUT, TABLE, kinds_named
 from deploy.chaos.ledger import Ledger, Struck
 from deploy.chaos.load import Load
 from deploy.chaos.plan import BrokerChoice, Strike, plan
@@ -31,7 +31,10 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the caller chooses; `artefact` None: the tiny one; `out` None: logs go away with the run."""
+    """What the caller chooses; `artefact` None: the tiny one; `out` None: logs go away with the run.
+
+    `only`: parts of names of faults, () for all faults.
+    """
 
     seed: int
     minutes: float
@@ -39,6 +42,7 @@ class Options:
     workers: int
     artefact: Path | None = None
     out: Path | None = None
+    only: Sequence[str] = ()
 
     @property
     def steps(self) -> int:
@@ -46,12 +50,11 @@ class Options:
         return max(1, round(self.minutes * 60.0 / STEP_S))
 
     def plan(self) -> list[Strike]:
-        """Return the faults of this run."""
+        """Return the faults of this run; raise ChaosError for one in `only` that there is not."""
         return plan(
-            list(TABLE),
+            kinds_named(self.only, self.broker),
             seed=self.seed,
             steps=self.steps,
-            broker=self.broker,
             workers=self.workers,
             brokers=NODES if self.broker == "cluster" else 1,
         )

@@ -28,6 +28,9 @@ def chaos(  # noqa: PLR0917 - each is an option of the command
     broker: Annotated[
         Broker, typer.Option(help="The embedded broker, one Apache Kafka, or three (KAFKA_HOME).")
     ] = "embedded",
+    only: Annotated[
+        list[str] | None, typer.Option(help="Faults with this in their name, and no others; may be given again.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="How many workers share the load.")] = 3,
     artefact: Annotated[
         Path | None, typer.Option(help="A learned-ema artefact; without it a tiny one of random items.")
@@ -45,7 +48,13 @@ def chaos(  # noqa: PLR0917 - each is an option of the command
         logging.getLogger(name).setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     options = Options(
-        seed=seed or int(time.time()), minutes=minutes, broker=broker, workers=workers, artefact=artefact, out=out
+        seed=seed or int(time.time()),
+        minutes=minutes,
+        broker=broker,
+        workers=workers,
+        artefact=artefact,
+        out=out,
+        only=only or (),
     )
     try:
         ledger = asyncio.run(run(options, lambda line: typer.echo(line, err=True)))

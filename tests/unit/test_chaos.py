@@ -10,7 +10,8 @@ import pytest
 
 from deploy.chaos import checks
 from deploy.chaos.artefact import Formula, Models, formula_of, write_tiny_artefact
-from deploy.chaos.faults import TABLE
+from deploy.chaos.errors import ChaosError
+from deploy.chaos.faults import TABLE, kinds_named
 from deploy.chaos.ledger import Ledger
 from deploy.chaos.load import BAD, FORGET, GOOD, Load
 from deploy.chaos.oracle import Expected
@@ -28,7 +29,7 @@ NOW_MS = 1_700_000_000_000
 
 
 def strikes(seed: int, broker: BrokerChoice = "apache", steps: int = 4_000) -> list[Strike]:
-    return plan(list(TABLE), seed=seed, steps=steps, broker=broker, workers=3, brokers=1)
+    return plan(kinds_named((), broker), seed=seed, steps=steps, workers=3, brokers=1)
 
 
 def test_the_same_seed_strikes_the_same_way_at_the_same_steps() -> None:
@@ -40,6 +41,18 @@ def test_the_same_seed_strikes_the_same_way_at_the_same_steps() -> None:
 def test_every_fault_of_a_broker_comes_up_and_no_other(broker: BrokerChoice) -> None:
     struck = {strike.kind for strike in strikes(1, broker)}
     assert struck == {kind for kind in TABLE if broker in kind.brokers}
+
+
+def test_only_the_faults_that_were_asked_for_strike() -> None:
+    kinds = kinds_named(["worker: kill", "FLUSHDB"], "embedded")
+    assert [kind.name for kind in kinds] == ["worker: kill -9", "worker: kill -9 at a fail-point", "redis: FLUSHDB"]
+    assert {strike.kind for strike in plan(kinds, seed=1, steps=400, workers=3, brokers=1)} == set(kinds)
+
+
+@pytest.mark.parametrize("text", ["meteorite", "broker: kill -9"])
+def test_a_fault_that_there_is_not_is_refused_with_those_that_there_are(text: str) -> None:
+    with pytest.raises(ChaosError, match=f"'{text}': no fault on embedded is called so.*worker: SIGTERM"):
+        kinds_named(["worker", text], "embedded")
 
 
 def test_no_target_is_struck_while_it_is_in_trouble() -> None:
