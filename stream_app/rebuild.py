@@ -68,8 +68,10 @@ def _judge_fences(found: Sequence[Fence], rebuilt: Sequence[Fence], read_to: Map
 
 @dataclass(slots=True)
 class RebuildCounts:
-    """What a rebuild did."""
+    """What a rebuild did: at its end every user is one of written, unchanged and ahead."""
 
+    offsets_to_read: int = 0  # in all readings: a log that had other partition counts is read once for each
+    offsets_read: int = 0
     records: int = 0
     interactions: int = 0
     dead_letters: int = 0
@@ -80,8 +82,13 @@ class RebuildCounts:
     stray_users: int = 0
     verdicts: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def judged(self) -> int:
+        """How many users are done with."""
+        return self.written + self.unchanged + self.ahead
+
     def count_written(self, verdict: Verdict) -> None:
-        """Count a row that was written, and why."""
+        """Count a user whose row was written, and why at first."""
         self.written += 1
         self.verdicts[verdict.value] = self.verdicts.get(verdict.value, 0) + 1
 
@@ -116,6 +123,11 @@ class Log(Protocol):
     @property
     def read_to(self) -> Mapping[int, int]:
         """Per partition, the offset after the last record that was yielded."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """How many offsets lie before the ends."""
         ...
 
     @property
@@ -242,25 +254,28 @@ async def rebuild(
     await _read(log, fold, only, report)
     if fold.counts.stray_users and not in_order:
         return
-    doubtful = await _compare(fold, store, log, only, seen={})
+    doubtful = await _compare(fold, store, log, only, report, seen={})
     for _ in range(ROUNDS):
-        report(fold.counts)
         if not doubtful:
             break
+        total = log.total
         await log.extend()  # after their bytes were read: what is ahead of this end, and the same, is wrong
+        fold.counts.offsets_to_read += log.total - total
         await _read(log, fold, only, report)
-        doubtful = await _compare(fold, store, log, set(doubtful), seen=doubtful)
-    fold.counts.ahead += len(doubtful)
+        doubtful = await _compare(fold, store, log, set(doubtful), report, seen=doubtful)
+    fold.counts.ahead += sum(not doubt.written for doubt in doubtful.values())
     if only is None:
         offsets = {partition: offset - 1 for partition, offset in log.read_to.items() if offset}
         await store.rebuilt(offsets, mended=False)
     report(fold.counts)
 
 
-async def fold_layout(log: Log, fold: Fold, partition_count: int, *, user_id: str | None) -> None:
+async def fold_layout(
+    log: Log, fold: Fold, partition_count: int, *, user_id: str | None, report: Callable[[RebuildCounts], None]
+) -> None:
     """Fold what was written while the log had fewer partitions: before what its users did where they moved to."""
     only = None if user_id is None else {user_id}
-    await _read(log, fold, only, lambda _: None, partition_count=partition_count)
+    await _read(log, fold, only, report, partition_count=partition_count)
 
 
 async def _read(
@@ -274,24 +289,44 @@ async def _read(
     """Fold in a thread while the next records are fetched: at most two batches are in memory."""
     feed = partial(fold.feed, only=only, partition_count=partition_count)
     folding: asyncio.Future[None] | None = None
+    offsets_before = fold.counts.offsets_read - sum(log.read_to.values())
     async for records in log.batches():
         if folding is not None:
             await folding
         folding = asyncio.ensure_future(asyncio.to_thread(feed, records))
+        fold.counts.offsets_read = offsets_before + sum(log.read_to.values())
         report(fold.counts)
     if folding is not None:
         await folding
+    fold.counts.offsets_read = offsets_before + sum(log.read_to.values())
+    report(fold.counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    """A user to be judged again: the bytes that are stored for him, and whether he counts as written."""
+
+    stored: bytes | None
+    written: bool
+
+
+_NO_DOUBT = _Doubt(None, written=False)
 
 
 async def _compare(
-    fold: Fold, store: RowStore, log: Log, only: Collection[str] | None, seen: Mapping[str, bytes | None]
-) -> dict[str, bytes | None]:
-    """Write what differs; return the users to be judged again, with the bytes that are stored for them.
+    fold: Fold,
+    store: RowStore,
+    log: Log,
+    only: Collection[str] | None,
+    report: Callable[[RebuildCounts], None],
+    seen: Mapping[str, _Doubt],
+) -> dict[str, _Doubt]:
+    """Write what differs, and count each user once; return the users to be judged again.
 
     Those are rows ahead of what was read, and mended ones: a worker may write again from what it had cached. A row
     that is still ahead, and was so before the end of the log was asked for (`seen`), claims what never was.
     """
-    doubtful: dict[str, bytes | None] = {}
+    doubtful: dict[str, _Doubt] = {}
     mended = False
     rows = iter(fold.rows(only))
     while chunk := list(islice(rows, ROWS_PER_TRIP)):
@@ -299,21 +334,24 @@ async def _compare(
         replacements: list[tuple[Verdict, Replacement]] = []
         for (user_id, data), found in zip(chunk, stored, strict=True):
             verdict = judge(found, data, log.read_to)
+            counted = seen.get(user_id, _NO_DOUBT).written
             if verdict is Verdict.AHEAD and _is_ahead_of(log.fixed, found):
-                fold.counts.ahead += 1
-            elif verdict is Verdict.AHEAD and (user_id not in seen or seen[user_id] != found):
-                doubtful[user_id] = found
+                fold.counts.ahead += not counted
+            elif verdict is Verdict.AHEAD and (user_id not in seen or seen[user_id].stored != found):
+                doubtful[user_id] = _Doubt(found, counted)
             elif verdict is Verdict.UNCHANGED:
-                fold.counts.unchanged += user_id not in seen
+                fold.counts.unchanged += not counted
             else:
                 replacements.append((verdict, Replacement(user_id, found, data)))
         written = await store.replace([one for _, one in replacements])
         for (verdict, one), ok in zip(replacements, written, strict=True):
-            if ok:
+            counted = seen.get(one.user_id, _NO_DOUBT).written
+            if ok and not counted:
                 fold.counts.count_written(verdict)
             if not ok or verdict in (Verdict.WRONG, Verdict.AHEAD):
-                doubtful[one.user_id] = one.data if ok else None
+                doubtful[one.user_id] = _Doubt(one.data if ok else None, counted or ok)
             mended = mended or (ok and verdict in (Verdict.WRONG, Verdict.AHEAD))
+        report(fold.counts)
     if mended:
         await store.rebuilt({}, mended=True)
     return doubtful

@@ -28,8 +28,8 @@ MAX_USERS = 200_000
 REPORT_S = 0.2
 RECORDS_WORTH_A_PROCESS = 1_000_000  # one more takes seconds to import torch
 
-Report = Callable[[RebuildCounts, int], None]
-"""Takes what was done so far, and the number of offsets to read."""
+Report = Callable[[RebuildCounts], None]
+"""Takes what was done so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +87,8 @@ def run_rebuild(settings: Settings, request: RebuildRequest, report: Report) -> 
         parts = [dict(list(ends.items())[n::count]) for n in range(min(count, len(ends)))]
         counts = _run_apart([replace(share, ends=part) for part in parts], report)
     if counts.stray_users and not share.in_order:  # they have several partitions: one process puts them in order
-        counts = _run_here(replace(share, in_order=True), report)
+        read = RebuildCounts(offsets_to_read=counts.offsets_to_read, offsets_read=counts.offsets_read)
+        counts = _run_here(replace(share, in_order=True), lambda done: report(_sum([read, done])))
     if request.whole:
         asyncio.run(_set_row_space(settings, space))
     return counts
@@ -176,11 +177,10 @@ async def _check_starts(settings: Settings, log: str, ends: Mapping[int, int], r
 
 
 def _run_here(share: _Share, report: Report) -> RebuildCounts:
-    total = sum(share.ends.values())
-    return asyncio.run(_rebuild_share(share, lambda counts: report(counts, total)))
+    return asyncio.run(_rebuild_share(share, report))
 
 
-async def _rebuild_share(share: _Share, report: Callable[[RebuildCounts], None]) -> RebuildCounts:
+async def _rebuild_share(share: _Share, report: Report) -> RebuildCounts:
     settings, request = share.settings, share.request
     artefact = load_artefact(settings.artefact) if settings.artefact else None
     assert artefact is not None  # noqa: S101 - run_rebuild refuses before
@@ -207,10 +207,11 @@ async def _rebuild_share(share: _Share, report: Callable[[RebuildCounts], None])
             max_users=request.max_users,
             is_home=lambda user_id, partition: home_partition(user_id, share.partitions) == partition,
         )
+        fold.counts.offsets_to_read = len(share.layouts) * log.total
         for partition_count in share.layouts[:-1]:
             earlier = new_log(in_order=False)
             try:
-                await fold_layout(earlier, fold, partition_count, user_id=request.user_id)
+                await fold_layout(earlier, fold, partition_count, user_id=request.user_id, report=report)
             finally:
                 await earlier.close()
         await rebuild(log, fold, store, user_id=request.user_id, in_order=share.in_order, report=report)
@@ -227,8 +228,7 @@ def _run_apart(shares: Sequence[_Share], report: Report) -> RebuildCounts:
     context = multiprocessing.get_context("spawn")
     news: Any = context.Queue()
     children = [context.Process(target=_child, args=(n, share, news), daemon=True) for n, share in enumerate(shares)]
-    total = sum(sum(share.ends.values()) for share in shares)
-    latest: dict[int, RebuildCounts] = {}
+    latest = {n: RebuildCounts(offsets_to_read=sum(share.ends.values())) for n, share in enumerate(shares)}
     done: set[int] = set()
     try:
         for child in children:
@@ -239,7 +239,7 @@ def _run_apart(shares: Sequence[_Share], report: Report) -> RebuildCounts:
                 raise failure
             latest[number] = counts
             done |= {number} if finished else set()
-            report(_sum(latest.values()), total)
+            report(_sum(latest.values()))
     finally:
         for child in children:
             if child.is_alive() and len(done) < len(children):

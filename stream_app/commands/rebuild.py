@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from schemas.topics import topic_name
 from stream_app.errors import SettingsError
@@ -61,10 +61,13 @@ def rebuild(  # noqa: PLR0917 - each is an option of the command
     )
     started_s = time.monotonic()
     with _bar() as bar:
-        task = bar.add_task("interactions", total=None)
-        counts = run_rebuild(
-            settings, request, lambda done, total: bar.update(task, completed=done.records, total=total)
-        )
+        log, rows = bar.add_task("offsets of the log", total=None), bar.add_task("rows", total=None)
+
+        def show(done: Any) -> None:
+            bar.update(log, completed=done.offsets_read, total=done.offsets_to_read)
+            bar.update(rows, completed=done.judged, total=done.users)
+
+        counts = run_rebuild(settings, request, show)
     _print(counts, time.monotonic() - started_s, json_output=json_output)
 
 
@@ -93,9 +96,9 @@ def _print(counts: Any, took_s: float, *, json_output: bool) -> None:
 
 def _bar() -> Progress:
     return Progress(
-        TextColumn("rebuild"),
+        TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} records"),
+        MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),

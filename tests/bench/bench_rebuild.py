@@ -77,7 +77,7 @@ def measure(settings: Settings, stack: LocalStack, processes: int) -> None:
     with redis.Redis.from_url(stack.redis_url) as connection:
         connection.flushall()
     started_s, cpu_s = time.monotonic(), cpu_time_s()
-    counts = run_rebuild(settings, RebuildRequest(processes=processes), lambda *_: None)
+    counts = run_rebuild(settings, RebuildRequest(processes=processes), lambda _: None)
     took_s, cpu_s = time.monotonic() - started_s, cpu_time_s() - cpu_s
     typer.echo(
         f"{stack.broker_kind}, {processes} process(es): {counts.interactions:,} interactions, {counts.users:,} users, "

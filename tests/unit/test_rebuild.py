@@ -1,6 +1,7 @@
 """The pure part of a rebuild: what a stored row is, and a fold with few rows in memory."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,7 +9,7 @@ import pytest
 
 from schemas.limits import Limits
 from stream_app.ports import Record
-from stream_app.rebuild import Fold, RebuildCounts, Verdict, judge, rebuild
+from stream_app.rebuild import Fold, RebuildCounts, Verdict, fold_layout, judge, rebuild
 from stream_app.state import Fence, UserRow, pack_row
 from stream_app.store import Replacement, RowCodec, home_partition
 from stream_app.telemetry import Telemetry
@@ -104,6 +105,10 @@ class ListLog:
     fixed: Collection[int] = ()
     read_to: dict[int, int] = field(default_factory=lambda: {0: 0})
 
+    @property
+    def total(self) -> int:
+        return self.end
+
     async def batches(self) -> AsyncIterator[Sequence[Record]]:
         while self.read_to[0] < self.end:
             start, self.read_to[0] = self.read_to[0], min(self.read_to[0] + 8, self.end)
@@ -187,6 +192,85 @@ def test_a_row_ahead_of_an_end_set_by_hand_stays() -> None:
     counts = run(store, ListLog(LOG, 10, 10, fixed=[0]), fold_of())
     assert store.rows == rebuilt_rows()
     assert (counts.ahead, counts.written) == (7, 0)
+
+
+@dataclass(slots=True)
+class BusyStore(DictStore):
+    """Rows that others move on, spoil or lose meanwhile, by seed: before a read, and before a write."""
+
+    states: Sequence[Mapping[str, bytes]] = ()
+    seed: int = 0
+    rng: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)  # noqa: S311 - a workload
+
+    async def read(self, user_ids: Sequence[str]) -> list[bytes | None]:
+        self._move(user_ids)
+        return await DictStore.read(self, user_ids)
+
+    async def replace(self, replacements: Sequence[Replacement]) -> list[bool]:
+        self._move([one.user_id for one in replacements])
+        return await DictStore.replace(self, replacements)
+
+    def _move(self, user_ids: Sequence[str]) -> None:
+        for user_id in user_ids:
+            if self.rng.random() < 0.3:
+                state = self.rng.choice(self.states)
+                self.rows.pop(user_id, None)
+                self.rows |= {user_id: state[user_id]} if user_id in state else {}
+
+
+@pytest.mark.parametrize("fixed", [[], [0]], ids=["to the end", "to an end set by hand"])
+@pytest.mark.parametrize("seed", range(20))
+def test_every_user_is_counted_once_whatever_others_write_meanwhile(seed: int, fixed: Collection[int]) -> None:
+    spoilt = {f"u-{n}": row_bytes(offset) for n, offset in enumerate([0, 5, 44, 49, 60, 10**9, 10**9])}
+    states = [{}, rebuilt_rows(20), rebuilt_rows(40), rebuilt_rows(), rebuilt_rows(), spoilt]
+    store = BusyStore(dict(rebuilt_rows(30)), states=states, seed=seed)
+    counts = run(store, ListLog(LOG, 40, 40 if fixed else 50, fixed=fixed), fold_of())
+    assert (counts.users, counts.judged) == (7, 7)
+    assert sum(counts.verdicts.values()) == counts.written
+
+
+def test_a_row_that_is_written_twice_is_one_written_row() -> None:
+    """What a worker held in its cache may come back over a mended row."""
+    right, wrong = rebuilt_rows(), row_bytes(45)
+
+    class CachingStore(DictStore):
+        async def rebuilt(self, offsets: Mapping[int, int], *, mended: bool) -> None:
+            if mended and not self.told:
+                self.rows["u-2"] = wrong
+            await DictStore.rebuilt(self, offsets, mended=mended)
+
+    store = CachingStore({**right, "u-2": wrong})
+    counts = run(store, ListLog(LOG, 50, 50), fold_of())
+    assert (store.rows, store.told) == (right, 2)
+    assert (counts.written, counts.unchanged, counts.ahead, counts.verdicts) == (1, 6, 0, {"wrong": 1})
+
+
+def test_what_a_worker_mends_before_us_counts_as_unchanged() -> None:
+    right = rebuilt_rows()
+    store = DictStore({**rebuilt_rows(40), **{name: right[name] for name in ("u-1", "u-2")}})
+    counts = run(store, ListLog(LOG, 40, 50), fold_of())
+    assert (counts.written, counts.unchanged, counts.ahead) == (0, 7, 0)
+
+
+def test_progress_is_shown_while_every_layout_is_read_and_while_rows_are_judged() -> None:
+    fold, shown = fold_of(), []
+
+    def report(counts: RebuildCounts) -> None:
+        shown.append((counts.offsets_read, counts.judged))
+
+    async def both() -> None:
+        await fold_layout(ListLog(LOG, 50, 50), fold, 1, user_id=None, report=report)
+        await rebuild(ListLog(LOG, 50, 50), fold, DictStore(), in_order=True, report=report)
+
+    asyncio.run(both())
+    fold.close()
+    reading = [*range(8, 50, 8), 50]
+    offsets = [*reading, 50, *(50 + offset for offset in reading), 100]
+    assert [offset for offset, judged in shown if not judged] == offsets
+    assert shown[-1] == (100, 7)
 
 
 def test_one_user_is_written_alone_and_moves_no_progress() -> None:
