@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from stream_app.errors import SettingsError, StoreBehindError
 from stream_app.guarded_calls import BEHIND, Call, save_call
-from stream_app.state import Progress, RowUpdate, fence_text, offset_of, offset_text
+from stream_app.state import Progress, RowUpdate, fence_text, offset_of
 from stream_app.store import BUCKETS, RedisStore, Replacement, RowCodec, bucket_of, unavailable
 
 _NEVER = -1
@@ -167,16 +167,15 @@ class ClusterStore(RedisStore):
         known = dict(self._bucket_offsets)  # before asking: what is written meanwhile is in the answer
         marks, offsets = await asyncio.gather(self._marks(_BUCKETS), self._stored_offsets(list(known)))
         if not all(marks.values()):
-            await self._take_back(dict.fromkeys(range(self._partitions), _NEVER))
-            self._bucket_offsets.clear()  # all of it is read again, so nothing can hide
-            await self._mark()
+            if await self._take_back(dict.fromkeys(range(self._partitions), _NEVER)):
+                self._bucket_offsets.clear()  # all of it is read again, so nothing can hide
+                await self._mark()
             return
         lost = {place: has for place, has in offsets.items() if has < known[place]}
         lowest: dict[int, int] = {}
         for (_, partition), has in lost.items():
             lowest[partition] = min(has, lowest.get(partition, has))
-        stored = await super().progress(list(lowest))
-        await self._take_back({p: min(has, at) for (p, has), at in zip(lowest.items(), stored, strict=True)})
+        await self._take_back(lowest)
         self._bucket_offsets |= lost
 
     async def _stored_offsets(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
@@ -187,11 +186,6 @@ class ClusterStore(RedisStore):
             place: _NEVER if answer is None else offset_of(answer)
             for place, answer in zip(places, answers, strict=True)
         }
-
-    async def _take_back(self, offsets: Mapping[int, int]) -> None:
-        with unavailable("marks"):
-            for partition, offset in offsets.items():
-                await self.client.set(self._progress_key(partition), offset_text(offset))
 
     async def enter_epoch(self, partitions: int) -> int:
         """As for one server; also marks every bucket, so that a node which comes back empty is noticed.
@@ -207,10 +201,15 @@ class ClusterStore(RedisStore):
         return epoch
 
     async def reset_epoch(self, partitions: int) -> int:
-        """Start a new epoch; what is known of buckets belonged to the old one."""
+        """Start a new epoch, in every bucket; what is known of buckets belonged to the old one.
+
+        A writer of the old epoch that asked the log's slot before, and went to sleep, is refused by the buckets.
+        """
         self._bucket_offsets.clear()
         self._unanswered.clear()
-        return await super().reset_epoch(partitions)
+        epoch = await super().reset_epoch(partitions)
+        await self._mark()
+        return epoch
 
     async def _is_marked(self) -> bool:
         with unavailable("enter_epoch"):
@@ -227,7 +226,8 @@ class ClusterStore(RedisStore):
         return {bucket: bool(marked) for bucket, marked in zip(buckets, answers, strict=True)}
 
     async def _mark(self) -> None:
-        """Mark every bucket, then the log: it has marks."""
+        """Mark every bucket and say its epoch there, then mark the log: it has marks."""
+        await self._call([self._bucket_call(bucket, [], []) for bucket in _BUCKETS])
         with unavailable("marks"):
             pipe: Any = self.client.pipeline(transaction=False)
             for bucket in _BUCKETS:

@@ -80,12 +80,24 @@ end
 return {epoch, tonumber(head[3] or '0'), counts}
 """
 
-# Says in which state space the rows are, if nobody has said so, or if asked to. KEYS: log. ARGV: space, 1 to say it
-# whatever was said. Answers {1, what was said before, '' for nothing}.
-SPACE_SCRIPT = """
-local said = redis.call('HGET', KEYS[1], 'space') or ''
-if said == '' or ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'space', ARGV[1]) end
+# Says what the rows are of (`space`: a state space, `topic_id`: a topic), if nobody has said so, or if asked to. KEYS:
+# log. ARGV: field, value, 1 to say it whatever was said. Answers {1, what was said before, '' for nothing}.
+CLAIM_SCRIPT = """
+local said = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if said == '' or ARGV[3] == '1' then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 return {1, said}
+"""
+
+# Takes the progress of each partition back to what is left, where it is beyond. KEYS: log, progress of each partition.
+# ARGV: epoch, then each offset. Answers {2}, nothing taken back, or {1}.
+TAKE_BACK_SCRIPT = """
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+if epoch and tonumber(epoch) > tonumber(ARGV[1]) then return {2} end
+for i = 2, #KEYS do
+  local at = redis.call('GET', KEYS[i])
+  if at and at > ARGV[i] then redis.call('SET', KEYS[i], ARGV[i]) end
+end
+return {1}
 """
 
 # Writes each row whose stored bytes are still those that were judged. KEYS: log, rows. ARGV: epoch, then the SHA-1 of
@@ -166,9 +178,14 @@ def epoch_call(keys: list[str], arguments: list[bytes]) -> Call:
     return Call(script=_EPOCH, keys=keys, arguments=arguments, decide=_decide_epoch)
 
 
-def space_call(keys: list[str], arguments: list[bytes]) -> Call:
-    """Return the call of SPACE_SCRIPT."""
-    return Call(script=_SPACE, keys=keys, arguments=arguments, decide=_decide_space)
+def claim_call(keys: list[str], arguments: list[bytes]) -> Call:
+    """Return the call of CLAIM_SCRIPT."""
+    return Call(script=_CLAIM, keys=keys, arguments=arguments, decide=_decide_claim)
+
+
+def take_back_call(keys: list[str], arguments: list[bytes]) -> Call:
+    """Return the call of TAKE_BACK_SCRIPT."""
+    return Call(script=_TAKE_BACK, keys=keys, arguments=arguments, decide=_decide_take_back)
 
 
 def replace_call(keys: list[str], arguments: list[bytes]) -> Call:
@@ -183,7 +200,8 @@ def rebuilt_call(keys: list[str], arguments: list[bytes]) -> Call:
 
 _SAVE = _script("save", SAVE_SCRIPT)
 _EPOCH = _script("enter_epoch", EPOCH_SCRIPT)
-_SPACE = _script("claim_rows", SPACE_SCRIPT)
+_CLAIM = _script("claim", CLAIM_SCRIPT)
+_TAKE_BACK = _script("take_back", TAKE_BACK_SCRIPT)
 _REPLACE = _script("replace", REPLACE_SCRIPT)
 _REBUILT = _script("rebuilt", REBUILT_SCRIPT)
 
@@ -244,10 +262,18 @@ def _decide_epoch(head: Head, values: Values, call: Call) -> Decision:
     return Decision([epoch, int(head.get(b"rebuilds", 0)), counts], fields, cleared)
 
 
-def _decide_space(head: Head, values: Values, call: Call) -> Decision:
-    space, whatever = call.arguments
-    said = head.get(b"space", b"")
-    return Decision([SAVED, said], {"space": space} if not said or whatever == b"1" else {}, {})
+def _decide_claim(head: Head, values: Values, call: Call) -> Decision:
+    field, value, whatever = call.arguments
+    said = head.get(field, b"")
+    return Decision([SAVED, said], {field.decode(): value} if not said or whatever == b"1" else {}, {})
+
+
+def _decide_take_back(head: Head, values: Values, call: Call) -> Decision:
+    epoch, *offsets = call.arguments
+    if int(head.get(b"epoch", 0)) > int(epoch):
+        return Decision([SUPERSEDED], {}, {})
+    steps = zip(call.keys[1:], values, offsets, strict=True)
+    return Decision([SAVED], {}, {key: left for key, at, left in steps if at is not None and at > left})
 
 
 def _decide_replace(head: Head, values: Values, call: Call) -> Decision:

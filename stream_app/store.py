@@ -24,12 +24,13 @@ from stream_app.guarded_calls import (
     Caller,
     LuaCaller,
     WatchCaller,
+    claim_call,
     digest_of,
     epoch_call,
     rebuilt_call,
     replace_call,
     save_call,
-    space_call,
+    take_back_call,
 )
 from stream_app.state import (
     ForeignRowError,
@@ -309,17 +310,19 @@ class RedisStore:
         """
         if not topic_id:
             return
-        with unavailable("claim_log"):
-            known: Any = await self.client.hget(self._log_key, "topic_id")
-        if not known:
-            await self.set_log(topic_id)
-        elif known.decode() != topic_id:
-            raise OtherLogError(self._log, known.decode(), topic_id)
+        known = await self._claim("topic_id", topic_id)
+        if known not in ("", topic_id):
+            raise OtherLogError(self._log, known, topic_id)
 
     async def set_log(self, topic_id: str) -> None:
         """Say from which topic the rows are, whatever was said before."""
-        with unavailable("set_log"):
-            await self.client.hset(self._log_key, "topic_id", topic_id)
+        await self._claim("topic_id", topic_id, whatever=True)
+
+    async def _claim(self, field: str, value: str, *, whatever: bool = False) -> str:
+        """Say it as one atom, if nobody has said anything; `whatever`: in any case. Return what was said before."""
+        call = claim_call([self._log_key], [field.encode(), value.encode(), b"%d" % whatever])
+        ((_, said),) = await self._call([call])
+        return str(said.decode())
 
     async def reset_epoch(self, partitions: int) -> int:
         """Start a new epoch of a log with so many partitions, nothing of it applied; return it."""
@@ -366,7 +369,7 @@ class RedisStore:
             ForeignRowsError: they are of another one; nothing was said.
         """
         ours = space_text(self._codec.space)
-        said = await self._say_space(ours, whatever=cold)
+        said = await self._claim("space", ours, whatever=cold)
         if said not in ("", ours) and not cold:
             raise ForeignRowsError(said, ours)
 
@@ -375,11 +378,7 @@ class RedisStore:
 
         `space` is a `space_text`, or REBUILDING and one: then nobody may write but a rebuild.
         """
-        await self._say_space(space, whatever=True)
-
-    async def _say_space(self, space: str, *, whatever: bool) -> str:
-        ((_, said),) = await self._call([space_call([self._log_key], [space.encode(), b"%d" % whatever])])
-        return str(said.decode())
+        await self._claim("space", space, whatever=True)
 
     async def replace(self, replacements: Sequence[Replacement]) -> list[bool]:
         """Write each row whose stored bytes are still `stored`; return which were written.
@@ -431,10 +430,15 @@ class RedisStore:
         So they are read again from their start, as after a loss: that rebuilds the user and changes nobody else.
         Progress goes first, for a crash between the two must not leave a user cold whose log counts as applied.
         """
+        await self._take_back(dict.fromkeys(self.homes(user_id), -1))
         with unavailable("quarantine"):
-            for partition in self.homes(user_id):
-                await self.client.delete(self._progress_key(partition))
             await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
+
+    async def _take_back(self, offsets: Mapping[int, int]) -> bool:
+        """Lower the progress of partitions to what is left of them; False: not in the epoch of this store any more."""
+        keys = [self._log_key, *(self._progress_key(partition) for partition in offsets)]
+        (answer,) = await self._call([take_back_call(keys, [b"%d" % self._epoch, *map(offset_text, offsets.values())])])
+        return bool(answer[0] != SUPERSEDED)
 
 
 def space_text(space: int) -> str:

@@ -2,9 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +24,7 @@ from stream_app.errors import (
     StoreBehindError,
     StoreUnavailableError,
 )
+from stream_app.guarded_calls import Call, Caller
 from stream_app.pipeline import apply_interactions
 from stream_app.ports import UserStore
 from stream_app.settings import RedisSettings
@@ -274,6 +275,68 @@ async def test_a_writer_of_an_older_epoch_is_told_so_and_writes_nothing(redis_se
         await old.save([update(1)])
     assert await new.load(["u-1"]) == [cold_row(STATE_SIZE)]
     await client.aclose()
+
+
+class Race:
+    """Runs calls, but those that write what `meanwhile` is about only after it was done."""
+
+    def __init__(self, caller: Caller, key_part: str, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        self._caller, self._key_part, self._meanwhile = caller, key_part, meanwhile
+
+    async def run(self, calls: Sequence[Call]) -> list[list[Any]]:
+        if any(self._key_part in key for call in calls for key in call.keys):
+            await self._meanwhile()
+        return await self._caller.run(calls)
+
+
+@pytest.mark.integration
+async def test_after_a_reset_of_the_epoch_whoever_slept_in_a_write_writes_no_row_and_no_progress(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    """In a cluster he was told by the log's slot, before he slept, that he may write."""
+    zombie, operator = two_models
+    await zombie.enter_epoch(2)
+    await zombie.save([update(5)], [Progress(0, -1, 5)])
+    before = await operator.read(["u-1", "u-2"])
+
+    async def reset() -> None:
+        await operator.reset_epoch(2)
+
+    zombie._caller = Race(zombie._caller, ":u:", reset)
+    late = [update(8, base=Fence(1, 0, 5)), update(8, user_id="u-2")]
+    with pytest.raises(EpochError, match="restart this worker"):
+        await zombie.save(late, [Progress(0, 5, 8), Progress(1, -1, 3)])
+    assert await operator.read(["u-1", "u-2"]) == before
+    assert await operator.progress([0, 1]) == [-1, -1]
+
+
+@pytest.mark.integration
+async def test_what_a_writer_of_an_older_epoch_finds_lost_takes_no_progress_of_the_new_one_back(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    zombie, operator = two_models
+    await zombie.enter_epoch(2)
+    assert await zombie.reset_epoch(2) == 2
+    assert await operator.reset_epoch(2) == 3
+    await operator.rebuilt({0: 7, 1: 9}, mended=False)
+    assert not await zombie._take_back({0: 3, 1: -1})
+    assert await operator.progress([0, 1]) == [7, 9]
+    assert await operator._take_back({0: 3, 1: 11})
+    assert await operator.progress([0, 1]) == [3, 9]
+
+
+@pytest.mark.integration
+async def test_of_two_who_claim_the_rows_for_their_topics_at_once_one_is_refused(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    first, second = two_models
+
+    async def claim() -> None:
+        await second.claim_log("2b")
+
+    first._caller = Race(first._caller, "{log}", claim)
+    with pytest.raises(OtherLogError, match="Redis was made from 2b"):
+        await first.claim_log("1a")
 
 
 @pytest.mark.integration
