@@ -38,12 +38,14 @@ from stream_app.ports import (
     AppliedOffsets,
     Clock,
     InService,
+    LogCheck,
     OutputRecord,
     Publisher,
     Record,
     RowsAtHand,
     RowSource,
     UserStore,
+    any_log_is_ours,
     no_rows_at_hand,
     reached,
 )
@@ -89,6 +91,7 @@ class AgentContext:
     fail: Callable[[Exception], None]
     list_rows: RowSource | None = None  # what lists load from; None: the store
     at_hand: RowsAtHand = no_rows_at_hand
+    is_log_ours: LogCheck = any_log_is_ours
     topic_bytes: Mapping[str, int] = field(default_factory=dict)  # what a topic takes, where it takes less
 
     def most_bytes(self, topic: str) -> int:
@@ -173,6 +176,8 @@ class InteractionsAgent(Agent):
     retrying = False  # True while Redis or the model made it wait: its partitions stand still for a reason
 
     async def _process(self, batches: Sequence[FetchedBatch]) -> None:
+        if not await self._is_ours([batch for batch in batches if not batch.dropped]):
+            return  # asked to stop before it was known: all of it comes again
         current = [batch for batch in batches if not batch.dropped]
         while current:
             try:
@@ -186,6 +191,18 @@ class InteractionsAgent(Agent):
                 if applied is not None:  # None: asked to stop while Redis was away, all of it comes again
                     await self._finish(current, applied)
                 return
+
+    async def _is_ours(self, batches: Sequence[FetchedBatch]) -> bool:
+        """Wait until the log is known to be ours; offsets that begin again below what is applied make it doubtful."""
+        offsets = self._context.applied.offsets
+        doubtful = any(batch.records[0].offset <= offsets.get(batch.partition, -1) for batch in batches)
+        while not await self._context.is_log_ours(doubtful):
+            self.retrying = True
+            await self._pause(RETRY_FIRST_S)
+            if self._stop.is_set():
+                return False
+        self.retrying = False
+        return True
 
     async def _finish(self, batches: Sequence[FetchedBatch], applied: Applied) -> None:
         """Publish the dead letters of applied batches, count, settle."""

@@ -37,12 +37,12 @@ from stream_app.store_watch import Hooks, StoreWatch
 from stream_app.supervision import Condition, EventLoopLag, Partition, ProgressWatch, Standing, probes, separated
 from stream_app.telemetry import Telemetry
 from stream_app.topic_admin import OurTopics, our_topics, topic_specs
+from stream_app.topic_watch import Inputs, TopicWatch
 from stream_app.transport import BATCH_CODEC, BatchConsumer
 
 logger = logging.getLogger(__name__)
 
 REVOKE_GRACE_S = 2.0
-TOPIC_LOOK_S = 5.0
 # Allocations before a collection. A micro-batch allocates thousands of records that die together and hold no
 # cycles; at Python's 700 an interaction costs a fifth more CPU (tests/bench/bench_stages.py).
 COLLECT_AFTER = 20_000
@@ -145,6 +145,7 @@ class Worker:
         store = CachedStore(rows, max_users=settings.cached_users)
         app = faust_app(settings, self._start_at, self._on_gap)
         rewind = partial(self._rewind, app, store)
+        topic_watch = self._topic_watch(app, rows, topics)
         guarded = self._guarded(CurrentRows(store, progress=rows.progress, applied=self._applied, rewind=rewind))
         context = AgentContext(
             in_service=models.in_service,
@@ -168,6 +169,7 @@ class Worker:
             fail=self._fail,
             list_rows=guarded,
             at_hand=store.at_hand,
+            is_log_ours=topic_watch.is_sure,
         )
         interactions = InteractionsAgent(context, max_records=settings.micro_batch_interactions)
         lists = ListsAgent(context, max_records=settings.micro_batch_lists)
@@ -190,7 +192,7 @@ class Worker:
                 lists.watch_parked(),
                 models.run(settings.artefact_check_s),
                 self._watch_join(),
-                self._watch_lists_topic(app, topics.lists_id),
+                topic_watch.run(),
                 self._store_watch(app, rows, guarded, context, store).run(),
                 self._progress_watch(app, interactions, lists, guarded, publisher).watch(),
             )
@@ -289,7 +291,6 @@ class Worker:
             fail=self._fail,
             high_waters=lambda: cast("BatchConsumer", app.consumer).high_waters(self._log),
             log_end=lambda partition: cast("BatchConsumer", app.consumer).log_end(self._log, partition),
-            topic_id=lambda: cast("BatchConsumer", app.consumer).topic_id(self._log),
         )
         return StoreWatch(rows, guarded, self._applied, hooks)
 
@@ -320,18 +321,22 @@ class Worker:
             telemetry=self._telemetry,
         )
 
-    async def _watch_lists_topic(self, app: RerankApp, known_id: str) -> None:
-        """Read `candidates` from its start when it was created anew: our positions were those of another topic."""
-        topic = topic_name(self._settings.topic_prefix, "candidates")
-        while True:
-            await asyncio.sleep(TOPIC_LOOK_S)
+    def _topic_watch(self, app: RerankApp, rows: RedisStore, topics: OurTopics) -> TopicWatch:
+        lists = topic_name(self._settings.topic_prefix, "candidates")
+
+        def read_lists_from_their_start() -> None:
+            """Our positions were those of another topic."""
             consumer = cast("BatchConsumer", app.consumer)
-            found_id = await consumer.topic_id(topic)
-            if found_id and known_id not in ("", found_id):
-                logger.error("event=lists_recreated topic=%s is another one by now; it is read from its start", topic)
-                for tp in (tp for tp in consumer.assignment() if tp.topic == topic):
-                    consumer.rewind(tp.topic, tp.partition, 0)
-            known_id = found_id or known_id
+            for tp in (tp for tp in consumer.assignment() if tp.topic == lists):
+                consumer.rewind(tp.topic, tp.partition, 0)
+
+        return TopicWatch(
+            Inputs(log=self._log, lists=lists, log_id=topics.log_id, lists_id=topics.lists_id),
+            topic_ids=lambda names: cast("BatchConsumer", app.consumer).topic_ids(names),
+            owner=rows,
+            lists_recreated=read_lists_from_their_start,
+            fail=self._fail,
+        )
 
     async def _watch_join(self) -> None:
         """End a worker that does not join: Faust logs a fatal join error once and then idles for ever."""

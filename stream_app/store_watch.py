@@ -1,11 +1,10 @@
 """Twice a second: does Redis still have what was applied, and does the log still reach as far as Redis?"""
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from stream_app.errors import LogRecreatedError, OtherLogError, StoreUnavailableError
+from stream_app.errors import LogRecreatedError, StoreUnavailableError
 from stream_app.guarded_store import GuardedStore
 from stream_app.ports import AppliedOffsets
 from stream_app.store import RedisStore
@@ -14,7 +13,6 @@ STORE_WATCH_S = 0.5
 # A high-water offset is as old as its fetch, and a worker that lost its partitions fetches no more while others go on:
 # only a fresh one that still stands behind Redis counts, and so many in a row are the log's end.
 LOOKS_BEFORE_RECREATED = 3
-LOOKS_A_TOPIC_ID = 10
 
 HighWater = tuple[int, int]  # the offset after the last record, and when it was fetched, in ms
 
@@ -23,8 +21,7 @@ HighWater = tuple[int, int]  # the offset after the last record, and when it was
 class Hooks:
     """What the watch may do, and what it asks.
 
-    `high_waters` holds every partition that was fetched from; `log_end` asks for one end, None: not known now;
-    `topic_id` for the id of the log's topic, "": not known now.
+    `high_waters` holds every partition that was fetched from; `log_end` asks for one end, None: not known now.
     """
 
     rewind: Callable[[int, int], None]
@@ -32,7 +29,6 @@ class Hooks:
     fail: Callable[[Exception], None]
     high_waters: Callable[[], Mapping[int, HighWater]]
     log_end: Callable[[int], Awaitable[int | None]]
-    topic_id: Callable[[], Awaitable[str]]
 
 
 class StoreWatch:
@@ -46,19 +42,13 @@ class StoreWatch:
 
     async def run(self) -> None:
         """Look, twice a second."""
-        for looks in itertools.count(1):
+        while True:
             await asyncio.sleep(STORE_WATCH_S)
             known = dict(self._applied.offsets)  # before asking: what is applied meanwhile is in the answer
             try:
                 partitions = sorted(known.keys() | self._hooks.high_waters().keys()) or [0]
                 stored = dict(zip(partitions, await self._rows.progress(partitions), strict=True))
                 rebuilds = await self._rows.rebuilds()
-                if looks % LOOKS_A_TOPIC_ID == 0:  # a log created anew may grow past what is applied between two looks
-                    await self._rows.claim_log(await self._hooks.topic_id())
-                    await self._rows.restore_layouts()
-            except OtherLogError as error:
-                self._hooks.fail(error)
-                return
             except StoreUnavailableError as error:
                 self._guarded.failed(str(error))
                 continue

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from schemas.topics import CO_PARTITIONED, DEAD_LETTERS, TOPICS, TopicSpec, dead_letter_name, topic_name
 from stream_app.errors import SettingsError, TransientError
 from stream_app.settings import KafkaSettings, Settings
-from stream_app.topic_identity import topic_id
+from stream_app.topic_identity import topic_ids
 
 _TIMEOUT_S = 15.0
 _VISIBLE_POLL_S = 0.1
@@ -139,16 +139,17 @@ async def our_topics(settings: Settings) -> OurTopics:
         SettingsError: they cannot serve; what to do.
         TransientError: the broker did not answer in time.
     """
-    log = topic_name(settings.topic_prefix, "interactions")
+    log, lists = _co_partitioned(settings.topic_prefix)
     async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
         counts = await partition_counts(admin)
         problems = [one for one in topic_problems(counts, settings.topic_prefix) if one.stops_workers]
         if problems:
             raise SettingsError("\n".join(f"{problem.message}; {problem.remedy}" for problem in problems))
+        ids = await topic_ids(admin._client, [log, lists])
         return OurTopics(
             partitions=counts[log],
-            log_id=await topic_id(admin._client, log),
-            lists_id=await topic_id(admin._client, topic_name(settings.topic_prefix, "candidates")),
+            log_id=ids.get(log, ""),
+            lists_id=ids.get(lists, ""),
             max_bytes=await message_limits(admin, _outputs(settings.topic_prefix)),
         )
 

@@ -3,6 +3,7 @@
 aiokafka speaks Metadata up to version 5, ids stand in version 10.
 """
 
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -88,15 +89,15 @@ class _MetadataRequestV10(RequestStruct):  # type: ignore[misc]
 class _MetadataRequest(Request[_MetadataRequestV10]):  # type: ignore[misc]
     API_KEY = 3
 
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
+    def __init__(self, topics: Sequence[str]) -> None:
+        self._topics = topics
 
     def build(self, request_struct_class: type[_MetadataRequestV10]) -> _MetadataRequestV10:
-        return request_struct_class([(_NO_ID, self._topic, {})], False, False, False, {})
+        return request_struct_class([(_NO_ID, topic, {}) for topic in self._topics], False, False, False, {})
 
 
-async def topic_id(client: Any, name: str) -> str:
-    """Return the id of a topic in hex, "" for a topic that is not there or a broker that gives no ids.
+async def topic_ids(client: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return the ids of topics in hex, without those that are not there; {} for a broker that gives no ids.
 
     `client` is the AIOKafkaClient of a consumer, producer or admin client.
 
@@ -104,8 +105,8 @@ async def topic_id(client: Any, name: str) -> str:
         KafkaError: the broker did not answer.
     """
     try:
-        answer = (await client.send(client.get_random_node(), _MetadataRequest(name))).to_object()
+        answer = (await client.send(client.get_random_node(), _MetadataRequest(names))).to_object()
     except (IncompatibleBrokerVersion, NotImplementedError):
-        return ""
-    found = [topic["topic_id"] for topic in answer["topics"] if topic["name"] == name and not topic["error_code"]]
-    return found[0].hex() if found and found[0] != _NO_ID else ""
+        return {}
+    found = {topic["name"]: topic["topic_id"] for topic in answer["topics"] if not topic["error_code"]}
+    return {name: found[name].hex() for name in names if found.get(name, _NO_ID) != _NO_ID}

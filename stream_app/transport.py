@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from faust.types import TP, Message, StreamT
 
 from stream_app import failpoints, lenient_records
 from stream_app.interactions_log import ISOLATION_LEVEL, stable_offset
-from stream_app.topic_identity import topic_id
+from stream_app.topic_identity import topic_ids
 
 BATCH_CODEC = "rerank-batch"
 
@@ -334,13 +334,15 @@ class BatchConsumer(driver.Consumer):
             return None
         return int(ends[tp])
 
-    async def topic_id(self, topic: str) -> str:
-        """Return the id of a topic, "" where the broker gives none or does not answer."""
+    async def topic_ids(self, topics: Sequence[str]) -> Mapping[str, str]:
+        """Return the ids of topics, without those that the broker does not tell now."""
+        found: Mapping[str, str] = {}
         try:
             async with asyncio.timeout(LOG_END_TIMEOUT_S):
-                found: str = await self._thread.call_thread(topic_id, self._thread._ensure_consumer()._client, topic)
+                client = self._thread._ensure_consumer()._client
+                found = await self._thread.call_thread(topic_ids, client, topics)
         except (KafkaError, TimeoutError, RuntimeError):
-            return ""
+            return {}
         return found
 
     def rewind(self, topic: str, partition: int, offset: int) -> None:

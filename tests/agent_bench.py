@@ -8,7 +8,7 @@ from schemas.limits import Limits
 from schemas.records import Slate
 from stream_app.agents import AgentContext, InteractionsAgent, ListsAgent
 from stream_app.pipeline import Deadlines
-from stream_app.ports import AppliedOffsets, InService, Serving, UserStore
+from stream_app.ports import AppliedOffsets, InService, LogCheck, Serving, UserStore, any_log_is_ours
 from stream_app.telemetry import Telemetry
 from tests.fakes import FakeClock, FakeStream, RecordingPublisher, memory_store, serving
 
@@ -31,6 +31,7 @@ class Bench:
     failures: list[Exception] = field(default_factory=list)
     rewinds: list[tuple[int, int]] = field(default_factory=list)
     max_output_bytes: int = 4 * 1_048_576
+    is_log_ours: LogCheck = any_log_is_ours
 
     def context(self, *, in_service: InService | None = None) -> AgentContext:
         return AgentContext(
@@ -49,6 +50,7 @@ class Bench:
             max_output_bytes=self.max_output_bytes,
             rewind=lambda partition, offset: self.rewinds.append((partition, offset)),
             fail=self.failures.append,
+            is_log_ours=self.is_log_ours,
         )
 
     async def run(self, agent: InteractionsAgent | ListsAgent) -> None:

@@ -144,11 +144,11 @@ def reset_epoch(
 async def _reset(settings: Settings, log: str) -> int:
     from stream_app.rebuild_run import store_without_rows  # noqa: PLC0415 - torch costs a second
     from stream_app.topic_admin import admin_client, partition_counts  # noqa: PLC0415
-    from stream_app.topic_identity import topic_id  # noqa: PLC0415
+    from stream_app.topic_identity import topic_ids  # noqa: PLC0415
 
     async with admin_client(settings.kafka, settings.kafka.request_timeout_ms / 1000.0) as admin:
         partitions = (await partition_counts(admin)).get(log, 0)
-        log_id = await topic_id(admin._client, log)
+        ids = await topic_ids(admin._client, [log])
     if not partitions:
         raise SettingsError(
             f"{log}: not on {settings.kafka.bootstrap_servers}; the epoch stays; `rerank topics create`, or correct "
@@ -156,5 +156,5 @@ async def _reset(settings: Settings, log: str) -> int:
         )
     async with store_without_rows(settings) as store:
         epoch = await store.reset_epoch(partitions)
-        await store.set_log(log_id)
+        await store.set_log(ids.get(log, ""))
         return epoch

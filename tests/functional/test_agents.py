@@ -8,7 +8,7 @@ import pytest
 
 from schemas.records import After
 from stream_app.agents import ATTEMPTS, InteractionsAgent, ListsAgent
-from stream_app.errors import ContestedRowsError, ModelError, PublishError, StoreUnavailableError
+from stream_app.errors import ContestedRowsError, ModelError, OtherLogError, PublishError, StoreUnavailableError
 from stream_app.pipeline import ListRequest
 from stream_app.ports import UserStore
 from stream_app.state import Fence, FloatArray, Progress, RowUpdate, UserRow
@@ -85,6 +85,50 @@ async def test_interactions_are_saved_before_their_batch_is_settled() -> None:
     assert (row.events, row.fence) == (2, Fence(1, 0, 1))
     assert batch.done
     assert bench.applied.offsets == {0: 1}
+
+
+async def test_interactions_of_another_log_end_the_worker_before_one_is_applied_or_refused() -> None:
+    async def is_log_ours(doubtful: bool) -> bool:
+        raise OtherLogError("interactions", "1a", "2b")
+
+    bench = Bench(is_log_ours=is_log_ours)
+    batch = bench.stream.put(click(0), FakeRecord(topic="interactions", offset=1, value=b"{"))
+    await bench.interactions()
+    assert [type(failure) for failure in bench.failures] == [OtherLogError]
+    assert (bench.publisher.sent, bench.applied.offsets, batch.done) == ([], {}, False)
+    [row] = await bench.store.load(["u-1"])
+    assert row.events == 0
+
+
+async def test_interactions_wait_until_the_log_is_known_to_be_ours() -> None:
+    answers, asked = [False, False, True], list[bool]()
+
+    async def is_log_ours(doubtful: bool) -> bool:
+        asked.append(doubtful)
+        return answers.pop(0)
+
+    bench = Bench(is_log_ours=is_log_ours)
+    batch = bench.stream.put(click(0))
+    await bench.interactions()
+    assert (answers, asked, batch.done, bench.applied.offsets) == ([], [False] * 3, True, {0: 0})
+
+
+@pytest.mark.parametrize(("offset", "doubtful"), [(4, True), (7, True), (8, False), (9, False)])
+async def test_offsets_that_begin_again_below_what_is_applied_make_the_log_doubtful(
+    offset: int, doubtful: bool
+) -> None:
+    asked = list[bool]()
+
+    async def is_log_ours(doubtful: bool) -> bool:
+        asked.append(doubtful)
+        return True
+
+    bench = Bench(is_log_ours=is_log_ours)
+    bench.applied.advance(0, 7)
+    await bench.store.save([], [Progress(0, -1, 7)])
+    bench.stream.put(click(offset))
+    await bench.interactions()
+    assert asked == [doubtful]
 
 
 async def test_a_bad_interaction_is_a_dead_letter_and_its_neighbours_are_applied() -> None:

@@ -11,8 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from deploy.local import LocalStack
 from stream_app.state import fence_of
+from stream_app.topic_watch import SURE_FOR_S
 from tests.builders import candidate_list, interaction
-from tests.fault_kit import launched
+from tests.fault_kit import launched, stored_rows
 from tests.tiny_artefact import item_ids, write_tiny_artefact
 from tests.worker_kit import Site, WorkerProcess, client, site
 
@@ -39,11 +40,11 @@ async def until_applied(where: Site, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def produce(where: Site, count: int) -> None:
+async def produce(where: Site, count: int, user: str = "u") -> None:
     async with client(where) as producer:
         for n in range(count):
             await producer.interact(
-                interaction(event_id=f"e-{n}", user_id=f"u-{n % 4}", item_id="i-1", event_time_ms=n)
+                interaction(event_id=f"e-{n}", user_id=f"{user}-{n % 4}", item_id="i-1", event_time_ms=n)
             )
 
 
@@ -103,6 +104,32 @@ async def test_a_recreated_topic_ends_the_worker_until_the_epoch_is_reset(
         rows = [connection.get(key) for key in connection.scan_iter(f"{where.prefix}rerank:{{b*}}:u:*")]
     assert {fence_of(row).epoch for row in rows if isinstance(row, bytes)} == {2}
     assert len(rows) == 4
+
+
+@pytest.mark.parametrize("since", [8, 400], ids=["shorter than it was", "grown past what was applied"])
+async def test_a_worker_that_slept_while_the_topic_was_recreated_applies_nothing_of_the_new_one(
+    apache: LocalStack, tmp_path: Path, since: int
+) -> None:
+    """What it applied in the old epoch would be applied once more after `rerank reset-epoch`."""
+    where = site(apache, write_tiny_artefact(tmp_path / "artefact"), tmp_path)
+    await where.create_topics(PARTITIONS)
+    with WorkerProcess(where) as worker:
+        await produce(where, 40)
+        await until_applied(where, 40)
+        before = stored_rows(where)
+        worker.process.pause()
+        await recreate(where)
+        await produce(where, since, user="new")
+        await asyncio.sleep(SURE_FOR_S)
+        worker.process.resume()
+        assert "it was deleted and created again" in await ended(worker)
+    assert stored_rows(where) == before
+
+    assert reset_epoch(where)["epoch"] == 2
+    with WorkerProcess(where):
+        await until_applied(where, since)
+    events = {name: row.events for name, row in stored_rows(where).items()}
+    assert events == {name: row.events for name, row in before.items()} | {f"new-{n}": since // 4 for n in range(4)}
 
 
 async def test_lists_of_a_recreated_topic_have_an_outcome_each_though_their_offsets_are_old_ones(

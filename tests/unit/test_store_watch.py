@@ -1,12 +1,11 @@
 """A log that was created anew is told from one whose end was fetched a while ago."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from stream_app import store_watch
-from stream_app.errors import LogRecreatedError, OtherLogError
+from stream_app.errors import LogRecreatedError
 from stream_app.ports import AppliedOffsets
 from stream_app.store_watch import LOOKS_BEFORE_RECREATED, HighWater, Hooks, StoreWatch
 
@@ -57,42 +56,6 @@ async def test_an_old_high_water_mark_of_a_broker_that_came_back_is_no_other_log
         return end_offset
 
     unused: Any = None
-    hooks = Hooks(rewind=unused, drop_cache=unused, fail=unused, high_waters=unused, log_end=log_end, topic_id=unused)
+    hooks = Hooks(rewind=unused, drop_cache=unused, fail=unused, high_waters=unused, log_end=log_end)
     watching = StoreWatch(unused, unused, AppliedOffsets(), hooks)
     assert await watching._is_true(LogRecreatedError(0, 99, 10)) is ends_there
-
-
-async def test_a_topic_of_another_id_ends_the_worker_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_watch, "STORE_WATCH_S", 0.0)
-
-    class Rows:
-        async def progress(self, partitions: list[int]) -> list[int]:
-            return [-1 for _ in partitions]
-
-        async def rebuilds(self) -> int:
-            return 0
-
-        async def claim_log(self, topic_id: str) -> None:
-            if topic_id != "1a":
-                raise OtherLogError("interactions", "1a", topic_id)
-
-        async def restore_layouts(self) -> None: ...
-
-    class Guarded:
-        def succeeded(self) -> None: ...
-
-    ids, failures, unused = ["1a", "1a", "2b"], list[Exception](), cast("Any", None)
-
-    async def topic_id() -> str:
-        return ids.pop(0)
-
-    hooks = Hooks(
-        rewind=unused,
-        drop_cache=unused,
-        fail=failures.append,
-        high_waters=lambda: {0: (1_000, 1)},
-        log_end=unused,
-        topic_id=topic_id,
-    )
-    await StoreWatch(cast("Any", Rows()), cast("Any", Guarded()), AppliedOffsets(), hooks).run()
-    assert (ids, [str(failure)[:34] for failure in failures]) == ([], ["topic interactions has id 2b, but "])
