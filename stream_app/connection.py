@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import redis.asyncio as redis_asyncio
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisClusterException, RedisError, ResponseError
 
@@ -47,7 +47,7 @@ def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
         if scheme in ("redis", "rediss", "unix"):
             if scheme == "rediss":
                 options |= _tls(settings)
-            return redis_asyncio.Redis.from_pool(_Pool.from_url(url, retry=Retry(NoBackoff(), 0), **options))
+            return redis_asyncio.Redis.from_pool(_ConnectedFirst.from_url(url, retry=Retry(NoBackoff(), 0), **options))
         address = _address(url)
     except ValueError:
         raise SettingsError(f"{_VARIABLE}: not a Redis address; the process does not start; use {_KINDS}") from None
@@ -65,7 +65,7 @@ def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
     return cluster
 
 
-class _Pool(redis_asyncio.ConnectionPool):
+class _ConnectedFirst(redis_asyncio.ConnectionPool):
     """Hands out what is connected first: after the password was changed nothing else works, until we start again."""
 
     def get_available_connection(self) -> Any:
@@ -250,6 +250,10 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     return parts.hostname, parts.port or default_port
 
 
+class _SentinelPool(_ConnectedFirst, SentinelConnectionPool):
+    """The same, of the primary that the sentinels name."""
+
+
 class _PrimaryClient(redis_asyncio.Redis):
     """A client of the primary that closes what it asked the sentinels with: redis-py leaves those open."""
 
@@ -266,6 +270,10 @@ def _through_sentinel(address: _Address, options: dict[str, Any]) -> "redis_asyn
     own = {name: value for name, value in options.items() if name not in ("username", "password")}
     sentinel = Sentinel(address.hosts, sentinel_kwargs={**own, "retry": Retry(NoBackoff(), 0)})  # type: ignore[no-untyped-call]
     client: redis_asyncio.Redis = sentinel.master_for(
-        address.service, redis_class=_PrimaryClient, retry=Retry(NoBackoff(), 0), **options
+        address.service,
+        redis_class=_PrimaryClient,
+        connection_pool_class=_SentinelPool,
+        retry=Retry(NoBackoff(), 0),
+        **options,
     )
     return client

@@ -142,6 +142,33 @@ async def until_answered(rows: RedisStore, updates: list[RowUpdate], progress: l
                 await asyncio.sleep(0.2)
 
 
+@pytest.mark.parametrize("by_sentinel", [False, True])
+async def test_after_the_password_was_changed_connections_that_stand_serve_on(
+    tmp_path: Path, by_sentinel: bool
+) -> None:
+    sentinels = Sentinels(tmp_path)
+    try:
+        permit(sentinels.primary.address)
+        url = sentinels.url if by_sentinel else sentinels.primary.url
+        async with connected(RedisSettings(url=SecretStr(url.replace("://", f"://{USER}:{PASSWORD}@")))) as client:
+            rows = store(client)
+            await asyncio.gather(*(rows.load(["u-1"]) for _ in range(4)))
+            pool = client.connection_pool
+            *broken, _ = connections = list(pool._available_connections)
+            assert len(connections) > 1
+            with redis.Redis.from_url(sentinels.primary.url) as admin:
+                admin.execute_command("ACL", "SETUSER", USER, "resetpass", ">another")
+            for connection in broken:
+                await connection.disconnect()
+            pool._available_connections[:] = [connections[-1], *broken]  # what is taken next is broken
+            for _ in range(2 * len(connections)):
+                assert await rows.load(["u-1"]) == [cold_row(STATE_SIZE)]
+            with pytest.raises(StoreUnavailableError, match="invalid username-password pair"):
+                await asyncio.gather(*(rows.load(["u-1"]) for _ in range(4)))
+    finally:
+        sentinels.stop()
+
+
 async def test_a_cluster_node_that_comes_back_empty_is_noticed_running_and_at_start(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     try:
