@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from stream_app.errors import SettingsError, StoreBehindError
+from stream_app.errors import StoreBehindError
 from stream_app.guarded_calls import BEHIND, Call, save_call
 from stream_app.state import Progress, RowUpdate, fence_text, offset_of
 from stream_app.store import BUCKETS, RedisStore, Replacement, RowCodec, bucket_of, unavailable
@@ -22,24 +22,8 @@ _BUCKETS = [f"b{bucket:02x}" for bucket in range(BUCKETS)]
 class ClusterStore(RedisStore):
     """The store over a cluster client. Same contract; what is atomic is a bucket, not a batch."""
 
-    def __init__(
-        self,
-        client: Any,
-        *,
-        codec: RowCodec,
-        key_prefix: str,
-        log: str,
-        scripts: Literal["lua", "watch"] = "lua",
-    ) -> None:
-        """Use a cluster client, which the caller closes.
-
-        Raises:
-            SettingsError: scripts are off; without them a cluster would need a transaction a bucket.
-        """
-        if scripts != "lua":
-            raise SettingsError(
-                f"RERANK_REDIS__SCRIPTS={scripts!r}: a cluster needs scripts; the process does not start; set it to lua"
-            )
+    def __init__(self, client: Any, *, codec: RowCodec, key_prefix: str, log: str) -> None:
+        """Use a cluster client, which the caller closes."""
         super().__init__(client, codec=codec, key_prefix=key_prefix, log=log)
         self._bucket_offsets: dict[tuple[str, int], int] = {}  # how far this writer brought a bucket
         self._unanswered: dict[tuple[str, int], int] = {}  # how far a write went whose answer never came
@@ -264,5 +248,6 @@ def store_of(
     client: Any, *, codec: RowCodec, key_prefix: str, log: str, scripts: Literal["lua", "watch"], cluster: bool
 ) -> RedisStore:
     """Return the store for a client of one server or of a cluster."""
-    kind = ClusterStore if cluster else RedisStore
-    return kind(client, codec=codec, key_prefix=key_prefix, log=log, scripts=scripts)
+    if cluster:  # the settings let it have scripts
+        return ClusterStore(client, codec=codec, key_prefix=key_prefix, log=log)
+    return RedisStore(client, codec=codec, key_prefix=key_prefix, log=log, scripts=scripts)

@@ -48,6 +48,15 @@ class KafkaSettings(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fetches_are_answered_in_time(self) -> Self:
+        if self.fetch_max_wait_ms >= self.request_timeout_ms:
+            raise ValueError(
+                f"RERANK_KAFKA__FETCH_MAX_WAIT_MS={self.fetch_max_wait_ms} is not less than "
+                f"RERANK_KAFKA__REQUEST_TIMEOUT_MS={self.request_timeout_ms}: every fetch that waits would fail"
+            )
+        return self
+
 
 class RedisSettings(BaseModel):
     """How the worker speaks to Redis."""
@@ -68,10 +77,27 @@ class RedisSettings(BaseModel):
     breaker_failures: int = Field(default=3, ge=1)
     breaker_probe_ms: int = Field(default=500, ge=1)
 
+    @model_validator(mode="after")
+    def _clusters_have_scripts(self) -> Self:
+        if self.scripts == "watch" and self._in_cluster():  # without them a cluster would need a transaction a bucket
+            raise ValueError("RERANK_REDIS__SCRIPTS=watch with a cluster in RERANK_REDIS__URL: a cluster needs scripts")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_have_certificates(self) -> Self:
+        if self.key_file is not None and self.certificate_file is None:
+            raise ValueError(
+                f"RERANK_REDIS__KEY_FILE={self.key_file} without RERANK_REDIS__CERTIFICATE_FILE: Redis could not be "
+                "shown whose key it is"
+            )
+        return self
+
+    def _in_cluster(self) -> bool:
+        return self.url.get_secret_value().partition("://")[0].endswith("+cluster")
+
     def durability_window_s(self) -> float:
         """Return how long a commit waits for a write to become durable: in a cluster by default, else not at all."""
-        in_cluster = self.url.get_secret_value().partition("://")[0].endswith("+cluster")
-        default_ms = CLUSTER_DURABILITY_WINDOW_MS if in_cluster else 0
+        default_ms = CLUSTER_DURABILITY_WINDOW_MS if self._in_cluster() else 0
         return (default_ms if self.durability_window_ms is None else self.durability_window_ms) / 1000.0
 
 
@@ -118,6 +144,16 @@ class Settings(BaseSettings):
         if self.deadline_ms > self.max_deadline_ms:
             raise ValueError(
                 f"RERANK_DEADLINE_MS={self.deadline_ms} is more than RERANK_MAX_DEADLINE_MS={self.max_deadline_ms}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_taken_may_be_produced(self) -> Self:
+        if self.max_message_bytes > self.kafka.max_request_bytes:
+            raise ValueError(
+                f"RERANK_MAX_MESSAGE_BYTES={self.max_message_bytes} is more than "
+                f"RERANK_KAFKA__MAX_REQUEST_BYTES={self.kafka.max_request_bytes}: an input that is taken might be too "
+                "large to be answered, or to be kept as a dead letter"
             )
         return self
 

@@ -37,6 +37,14 @@ def test_a_wrong_value_fails_with_the_name_of_its_variable(monkeypatch: pytest.M
     assert findings[0].message.startswith("RERANK_KAFKA__SESSION_TIMEOUT_MS='soon'")
 
 
+def test_settings_that_contradict_each_other_fail_with_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_KAFKA__MAX_REQUEST_BYTES", "65536")
+    settings, findings = examine_settings({"RERANK_KAFKA__MAX_REQUEST_BYTES": "65536"})
+    assert settings is None
+    assert [finding.verdict for finding in findings] == ["fail"]
+    assert "RERANK_MAX_MESSAGE_BYTES=1048576 is more than RERANK_KAFKA__MAX_REQUEST_BYTES=65536" in findings[0].message
+
+
 def test_a_warning_is_healthy_and_a_failure_is_not() -> None:
     assert healthy([ok("a", "fine"), warn("b", "slow", "hurry")])
     assert not healthy([ok("a", "fine"), fail("b", "gone", "look")])

@@ -61,6 +61,8 @@ def test_a_wrong_value_is_refused_with_its_variable_and_value(
     [
         (("RERANK_DEADLINE_MS", "RERANK_MAX_DEADLINE_MS"), ("601", "600")),
         (("RERANK_KAFKA__HEARTBEAT_INTERVAL_MS", "RERANK_KAFKA__SESSION_TIMEOUT_MS"), ("3001", "6000")),
+        (("RERANK_KAFKA__FETCH_MAX_WAIT_MS", "RERANK_KAFKA__REQUEST_TIMEOUT_MS"), ("1000", "1000")),
+        (("RERANK_MAX_MESSAGE_BYTES", "RERANK_KAFKA__MAX_REQUEST_BYTES"), ("4194305", "4194304")),
     ],
 )
 def test_two_settings_that_cannot_both_hold_are_refused_together(
@@ -73,6 +75,33 @@ def test_two_settings_that_cannot_both_hold_are_refused_together(
     for name, value in zip(names, values, strict=True):
         assert f"{name}={value}" in str(caught.value)
     assert str(caught.value).endswith("; the process does not start; correct one of them")
+
+
+def test_a_cluster_without_scripts_is_refused_without_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_REDIS__SCRIPTS", "watch")
+    monkeypatch.setenv("RERANK_REDIS__URL", "redis+sentinel://:canary@h:1/rows")
+    load_settings()
+    monkeypatch.setenv("RERANK_REDIS__URL", "rediss+cluster://:canary@h:1")
+    with pytest.raises(SettingsError, match=r"^RERANK_REDIS__SCRIPTS=watch .* a cluster needs scripts; ") as caught:
+        load_settings()
+    assert "canary" not in str(caught.value)
+
+
+def test_a_key_without_its_certificate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_REDIS__KEY_FILE", "k.pem")
+    with pytest.raises(SettingsError, match=r"^RERANK_REDIS__KEY_FILE=k.pem without RERANK_REDIS__CERTIFICATE_FILE"):
+        load_settings()
+    monkeypatch.setenv("RERANK_REDIS__CERTIFICATE_FILE", "c.pem")
+    load_settings()
+
+
+def test_values_at_the_edge_of_a_contradiction_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_MAX_MESSAGE_BYTES", "65536")
+    monkeypatch.setenv("RERANK_KAFKA__MAX_REQUEST_BYTES", "65536")
+    monkeypatch.setenv("RERANK_KAFKA__FETCH_MAX_WAIT_MS", "999")
+    monkeypatch.setenv("RERANK_KAFKA__REQUEST_TIMEOUT_MS", "1000")
+    settings = load_settings()
+    assert settings.max_message_bytes == settings.kafka.max_request_bytes
 
 
 def test_a_misspelt_nested_name_is_refused_without_its_value(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 from schemas.dead_letter import DeadLetter
 from schemas.limits import DEFAULT_LIMITS
 from schemas.topics import CO_PARTITIONED, DEAD_LETTERS, TOPICS, dead_letter_name, topic_name
+from stream_app.ports import OutputRecord
 
 
 def dead_letter(**changes: object) -> DeadLetter:
@@ -86,6 +87,24 @@ def test_a_second_dead_letter_adds_its_headers_behind_the_first() -> None:
     first = dead_letter(code="too_deep").record_headers()
     codes = [value for name, value in dead_letter(headers=first).record_headers() if name == "rerank.error.code"]
     assert codes == [b"too_deep", b"not_json"]
+
+
+@pytest.mark.parametrize("limit_bytes", [65_536, 65_537, 100_000, 147_456, 1_048_576, 4_194_304])
+@pytest.mark.parametrize("size_bytes", [10, 40_000, 65_536, 1_048_576, 4_194_304])
+def test_whatever_its_record_holds_a_dead_letter_may_be_produced(size_bytes: int, limit_bytes: int) -> None:
+    """The smallest limit is the least that RERANK_KAFKA__MAX_REQUEST_BYTES may be."""
+    whole = dead_letter(
+        topic="t" * 249,
+        message="m" * 4_000,
+        key=b"k" * size_bytes,
+        value=b"v" * size_bytes,
+        headers=[("h", b"x" * 100)] * (size_bytes // 100),
+    )
+    letter = whole.within(limit_bytes)
+    record = OutputRecord("interactions.dlq", letter.key, letter.value, letter.record_headers())
+    assert record.most_bytes() <= limit_bytes
+    if 4 * size_bytes < limit_bytes:
+        assert letter is whole
 
 
 def test_headers_of_no_bytes_count_by_their_number() -> None:
