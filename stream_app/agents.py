@@ -20,7 +20,13 @@ from schemas.limits import Limits
 from schemas.records import SlateModel
 from schemas.topics import TRACE_HEADERS
 from stream_app import failpoints
-from stream_app.errors import EpochError, StoreBehindError, StoreUnavailableError, TransientError
+from stream_app.errors import (
+    ContestedRowsError,
+    EpochError,
+    StoreBehindError,
+    StoreUnavailableError,
+    TransientError,
+)
 from stream_app.pipeline import (
     MODEL_NONFINITE,
     Answer,
@@ -279,10 +285,11 @@ class InteractionsAgent(Agent):
                 raise
             except TransientError as error:
                 attempts += 1
-                failures += not isinstance(error, StoreUnavailableError)  # for Redis they wait
+                # For Redis they wait, and for others who write the same users: of those somebody always comes further.
+                failures += not isinstance(error, StoreUnavailableError | ContestedRowsError)
                 if failures >= ATTEMPTS:
                     raise
-                self.retrying = True
+                self.retrying = not isinstance(error, ContestedRowsError)  # who never comes further stands still
                 context.telemetry.retries.labels("interactions").inc()
                 logger.warning("event=retry attempt=%s records=%s %s", attempts, len(records), error)
             else:

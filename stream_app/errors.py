@@ -9,7 +9,7 @@ RerankError
       x ForeignRowsError  the rows are another model's: only a rebuild, or the other artefact, may go on
     x LogRecreatedError   the log is not the one that Redis was made from: only an operator may go on
     x OtherLogError       the same, told by the topic's id
-    x ContestedRowsError  others write the same users: an operator gives each group its own rows
+    x ContestedRowsError  others write the same users: retried for as long as the partition may stand still
     x PublishError
     x ModelError          the model raised: lists fall back, interactions wait
   x PoisonError       dead-letter the record and go on

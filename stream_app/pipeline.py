@@ -175,7 +175,7 @@ async def apply_interactions(
     Raises:
         StoreUnavailableError: nothing may be acked; the same call again is harmless.
         StoreBehindError: the store lost interactions before these; they must be read again first.
-        ContestedRowsError: others write the same users; nothing may be acked.
+        ContestedRowsError: others write the same users; nothing may be acked, the same call again is harmless.
         ModelError: the model cannot advance; nothing may be acked.
     """
     interactions, dead_letters = decode_interactions(records, epoch=epoch, limits=limits)
@@ -205,8 +205,9 @@ async def apply_interactions(
         interactions = [interaction for interaction in interactions if interaction.user_id in refused]
         counts.subtract(fold(interactions)[1])
     raise ContestedRowsError(
-        f"{len(interactions)} interactions refused {REFOLDS} times: others write the same users; nothing was acked; "
-        "check that no two groups share a Redis key prefix, and that producers put a user into one partition"
+        f"{len(interactions)} interactions refused {REFOLDS} times: others write the same users; nothing was acked, "
+        "they are tried again; check that no two groups share a Redis key prefix, and that producers put a user into "
+        "one partition"
     )
 
 

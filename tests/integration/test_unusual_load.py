@@ -103,6 +103,33 @@ async def test_a_user_who_is_half_of_the_load_costs_nobody_anything(where: Site)
         await stop_gracefully(worker)
 
 
+async def test_users_whom_a_producer_sprays_over_partitions_end_no_worker_and_lose_no_interaction(where: Site) -> None:
+    """Each of two workers moves the same rows on, under the other's hands."""
+    await where.create_topics(2)
+    events, users = 4_000, 4
+    async with client(where) as outsider:
+        workers = [
+            await serving(where, RERANK_MICRO_BATCH_INTERACTIONS="1", RERANK_KAFKA__MAX_POLL_RECORDS="2")
+            for _ in range(2)
+        ]
+        await asyncio.gather(
+            *(
+                outsider.send("interactions", f"u-{n % users}".encode(), encode(one), partition=n // users % 2)
+                for n in range(events)
+                for one in [interaction(event_id=f"e-{n}", user_id=f"u-{n % users}", event_time_ms=n)]
+            )
+        )
+        until_s = time.monotonic() + 60.0
+        while (found := {name: row.events for name, row in stored_rows(where).items()}) != {
+            f"u-{n}": events // users for n in range(users)
+        }:
+            assert time.monotonic() < until_s, found
+            assert all(worker.process.is_running for worker in workers), [w.log()[-2000:] for w in workers]
+            await asyncio.sleep(0.1)
+        for worker in workers:
+            await stop_gracefully(worker)
+
+
 async def rebuilt_and_recorded(where: Site) -> tuple[Path, list[LogRecord]]:
     """Check that a rebuild gives the rows that the worker wrote, record both inputs, and return file and records."""
     rows = stored_rows(where)
