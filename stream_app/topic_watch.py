@@ -12,7 +12,8 @@ from stream_app.errors import OtherLogError, StoreUnavailableError
 logger = logging.getLogger(__name__)
 
 TOPIC_LOOK_S = 1.0
-SURE_FOR_S = 2.5  # a worker that looked no later than this has not slept
+AWAKE_S = 0.5
+SURE_FOR_S = 2.5  # a worker that was seen awake no longer ago than this has not slept
 
 
 class LogOwner(Protocol):
@@ -61,6 +62,23 @@ class TopicWatch:
 
     async def run(self) -> None:
         """Look once a second."""
+        staying_sure = asyncio.create_task(self._stay_sure())
+        try:
+            await self._look_on()
+        finally:
+            staying_sure.cancel()
+
+    async def _stay_sure(self) -> None:
+        """Who is awake and was sure stays so, however long the broker takes to answer; who slept must look first."""
+        while True:
+            await asyncio.sleep(AWAKE_S)
+            if self._is_awake():
+                self._sure_s = time.monotonic()
+
+    def _is_awake(self) -> bool:
+        return time.monotonic() - self._sure_s <= SURE_FOR_S
+
+    async def _look_on(self) -> None:
         while True:
             await asyncio.sleep(TOPIC_LOOK_S)
             try:
@@ -76,15 +94,15 @@ class TopicWatch:
     async def is_sure(self, doubtful: bool) -> bool:
         """Tell whether the interactions that were fetched so far are of the topic that the epoch belongs to.
 
-        Asks the broker only if they are `doubtful` or the last look is long ago: a worker that was frozen may have
-        fetched from a topic that was created anew meanwhile. False: nobody knows now.
+        Asks the broker only if they are `doubtful` or this process slept since the last look: it may have fetched
+        from a topic that was created anew meanwhile. False: nobody knows now.
 
         Raises:
             OtherLogError: they are of another topic.
         """
         if not self._log_id:  # a broker without ids: the store watch compares where the log ends
             return True
-        return (not doubtful and time.monotonic() - self._sure_s <= SURE_FOR_S) or await self._look()
+        return (not doubtful and self._is_awake()) or await self._look()
 
     async def _look(self) -> bool:
         """Ask for the ids; tell whether that of the log is known, and the same."""

@@ -1,5 +1,6 @@
 """Inputs are told from topics of the same name by their ids, before anything of another topic is applied."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -97,7 +98,7 @@ async def test_lists_whose_id_was_never_told_are_not_read_again() -> None:
     assert watched.rereads == 0
 
 
-async def test_who_looked_a_moment_ago_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_is_awake_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic_watch, "SURE_FOR_S", 1e9)
     broker = Broker(OURS)
     watched = Watched(broker)
@@ -116,6 +117,38 @@ async def test_who_slept_or_meets_old_offsets_asks_before_anything_is_applied(
     assert not await watched.watch.is_sure(doubtful)  # the broker does not tell now
     with pytest.raises(OtherLogError):
         await watched.watch.is_sure(doubtful)
+
+
+class HungBroker(Broker):
+    """Answers once."""
+
+    async def topic_ids(self, names: Sequence[str]) -> Mapping[str, str]:
+        if self.asked:
+            await asyncio.Event().wait()
+        return await super().topic_ids(names)
+
+
+async def test_a_broker_that_does_not_answer_holds_up_who_is_awake_and_not_who_slept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("stream_app.topic_watch.time.monotonic", lambda: now_s)
+    monkeypatch.setattr(topic_watch, "AWAKE_S", 0.0)
+    watched = Watched(HungBroker(OURS))
+    assert await watched.watch.is_sure(False)
+    running = asyncio.create_task(watched.watch.run())
+    for _ in range(20):
+        now_s += 1.0
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert await watched.watch.is_sure(False)
+    now_s += 10.0
+    asking = asyncio.create_task(watched.watch.is_sure(False))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not asking.done()
+    for task in (asking, running):
+        task.cancel()
 
 
 async def test_who_met_another_topic_once_is_never_sure_again(monkeypatch: pytest.MonkeyPatch) -> None:
