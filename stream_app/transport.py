@@ -17,6 +17,7 @@ from aiokafka import ConsumerRecord
 from aiokafka.consumer.fetcher import OffsetResetStrategy
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import KafkaError
+from faust.exceptions import ConsumerNotStarted
 from faust.serializers import codecs
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
@@ -283,9 +284,17 @@ class BatchConsumer(driver.Consumer):
             or backlog.unsettled_bytes >= MOST_UNSETTLED_BYTES
         )
 
+    def _started_consumer(self) -> Any:
+        """Return aiokafka's consumer, None before its thread has made one: whoever watches us may be earlier."""
+        try:
+            return self._thread._ensure_consumer()
+        except ConsumerNotStarted:
+            return None
+
     def standings(self) -> dict[TP, Standing]:
         """Return where each assigned partition stands. Reads what the consumer thread writes, a little late."""
-        fetched: Any = self._thread._ensure_consumer()._subscription.subscription
+        consumer = self._started_consumer()
+        fetched = None if consumer is None else consumer._subscription.subscription
         assignment = None if fetched is None else fetched.assignment
         if assignment is None:
             return {}
@@ -309,8 +318,8 @@ class BatchConsumer(driver.Consumer):
 
         Brokers that were killed tell ends from before what they acknowledged, until their replicas have caught up.
         """
-        consumer, high_waters = self._thread._ensure_consumer(), {}
-        for tp in self.assignment():
+        consumer, high_waters = self._started_consumer(), {}
+        for tp in () if consumer is None else self.assignment():
             if tp.topic == topic:
                 try:
                     offset = self.highwater(tp)
@@ -326,10 +335,12 @@ class BatchConsumer(driver.Consumer):
 
         It is the stable end: nothing from there on was applied, so it is beyond all that was.
         """
-        tp = driver.ensure_aiokafka_TP(TP(topic, partition))
+        tp, consumer = driver.ensure_aiokafka_TP(TP(topic, partition)), self._started_consumer()
+        if consumer is None:
+            return None
         try:
             async with asyncio.timeout(LOG_END_TIMEOUT_S):
-                ends = await self._thread.call_thread(self._thread._ensure_consumer().end_offsets, [tp])
+                ends = await self._thread.call_thread(consumer.end_offsets, [tp])
         except (KafkaError, TimeoutError, RuntimeError):
             return None
         return int(ends[tp])
@@ -337,10 +348,12 @@ class BatchConsumer(driver.Consumer):
     async def topic_ids(self, topics: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of topics, without those that the broker does not tell now."""
         found: Mapping[str, str] = {}
+        consumer = self._started_consumer()
+        if consumer is None:
+            return found
         try:
             async with asyncio.timeout(LOG_END_TIMEOUT_S):
-                client = self._thread._ensure_consumer()._client
-                found = await self._thread.call_thread(topic_ids, client, topics)
+                found = await self._thread.call_thread(topic_ids, consumer._client, topics)
         except (KafkaError, TimeoutError, RuntimeError):
             return {}
         return found

@@ -17,6 +17,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, OffsetResetStrategy
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from faust.exceptions import ConsumerNotStarted
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage
@@ -230,6 +231,15 @@ async def test_what_lies_behind_an_open_transaction_does_not_wait_for_the_worker
     monkeypatch.setattr(consumer._thread, "_ensure_consumer", lambda: SimpleNamespace(_subscription=subscription))
     [standing] = consumer.standings().values()
     assert (standing.lag_records, standing.undecided_records, standing.fetched_ms) == (waiting, undecided, 7)
+
+
+async def test_before_its_thread_has_a_consumer_nothing_is_known_and_nobody_who_asks_is_ended() -> None:
+    consumer = our_consumer()
+    with pytest.raises(ConsumerNotStarted):
+        consumer._thread._ensure_consumer()
+    assert (consumer.standings(), consumer.high_waters(LOG.topic)) == ({}, {})
+    assert await consumer.log_end(*LOG) is None
+    assert await consumer.topic_ids([LOG.topic]) == {}
 
 
 async def test_committing_goes_through_faust_only_with_what_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
