@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ import redis
 
 from deploy.local import LocalStack
 from deploy.local.redis import RedisServer
-from schemas.records import Slate
+from stream_app.store_watch import STORE_WATCH_S
 from tests.builders import interaction
 from tests.fault_kit import serving, stop_gracefully, until_log_says
 from tests.tiny_artefact import item_ids, write_tiny_artefact
@@ -81,13 +81,30 @@ async def test_a_worker_that_can_write_no_file_serves_and_ends_as_any_other(wher
     assert list(empty.iterdir()) == []
 
 
-async def until_slate(outsider: Client, holds: Callable[[Slate], bool]) -> Slate:
-    """Ask until something holds of the slate; return it."""
-    while True:
-        slate = await outsider.ask(ask())
-        if holds(slate):
-            return slate
-        await asyncio.sleep(0.1)
+async def until_applied(outsider: Client, interactions: int) -> None:
+    """Ask until a slate reflects so many interactions."""
+    while (await outsider.ask(ask())).state.events != interactions:
+        pass
+
+
+# Redis is frozen on purpose below: no answer comes too late for that.
+_PATIENT = {f"RERANK_REDIS__{name}_MS": "60000" for name in ("TIMEOUT", "CONNECT_TIMEOUT", "BUDGET")}
+_USED_AT_ONCE = 3  # by interactions, by lists, by the store watch
+
+
+async def until_all_connections_stand(server: RedisServer, admin: "redis.Redis", outsider: Client) -> int:
+    """Have a worker wait for Redis at all its places at once; return how many interactions that took."""
+    sent = 0
+    while len(admin.client_list()) <= _USED_AT_ONCE:  # and ours
+        server.pause()
+        await outsider.interact(interaction())
+        answer = asyncio.create_task(outsider.ask(ask()))
+        await asyncio.sleep(2 * STORE_WATCH_S)
+        server.resume()
+        await answer
+        sent += 1
+        await until_applied(outsider, sent)
+    return sent
 
 
 async def test_a_rotated_password_costs_nothing_until_connections_break_and_a_restart_heals_it(
@@ -99,15 +116,18 @@ async def test_a_rotated_password_costs_nothing_until_connections_break_and_a_re
         after = replace(where, redis_url=server.url.replace("://", "://:second@"))
         await before.create_topics()
         async with client(before) as outsider:
-            worker = await serving(before, RERANK_CACHED_USERS="0")
-            await outsider.interact(interaction())
-            await until_slate(outsider, lambda slate: slate.state.events == 1)
+            worker = await serving(before, RERANK_CACHED_USERS="0", **_PATIENT)
+            sent = await until_all_connections_stand(server, admin, outsider)
+            logged = worker.log()
             admin.config_set("requirepass", "second")
-            await outsider.interact(interaction())
-            await until_slate(outsider, lambda slate: slate.state.events == 2)
+            for more in range(1, 6):
+                await outsider.interact(interaction())
+                await until_applied(outsider, sent + more)
+            assert {slate.outcome for slate in outsider.slates} == {"ranked"}
+            assert worker.log() == logged
             admin.client_kill_filter(_type="normal", skipme=True)
-            fallen_back = await until_slate(outsider, lambda slate: slate.outcome == "fallback")
-            assert fallen_back.reasons == ["store_unavailable"]
+            fallen_back = await outsider.ask(ask())
+            assert (fallen_back.outcome, fallen_back.reasons) == ("fallback", ["store_unavailable"])
             at = await outsider.interact(interaction())
             assert worker.process.is_running
             await until_log_says(worker, "invalid username-password pair")
@@ -115,5 +135,5 @@ async def test_a_rotated_password_costs_nothing_until_connections_break_and_a_re
             await stop_gracefully(worker)
             worker = await serving(after)
             slate = await outsider.ask(ask(after=at))
-            assert (slate.outcome, slate.state.events) == ("ranked", 3)
+            assert (slate.outcome, slate.state.events) == ("ranked", sent + 6)
             await stop_gracefully(worker)
