@@ -1,7 +1,7 @@
 """Where the workers of tests come from: one process imports what a worker imports, and forks them.
 
-Most of what a worker costs before it is ready is the import of torch and faust: some three seconds of processor time,
-and the suite starts hundreds. Here each test process pays once. A forked worker runs the same module, with an
+Most of what a worker costs before it is ready is the import of torch and faust, and the suite starts hundreds of
+workers. Here each test process pays once. A forked worker runs the same module, with an
 environment, a session and a log of its own, and dies with us, as with `ChildProcess`. What libraries read when they
 are loaded (OMP_NUM_THREADS, the hash seed) is the nursery's; a test that needs it otherwise starts a process itself.
 
@@ -136,11 +136,12 @@ def _serve(address: str) -> NoReturn:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
+    nursery = os.getpid()
     while True:
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            _die_with_parent()
+            _die_with(nursery)
             _deliver(connection)
         connection.close()
 
@@ -150,8 +151,10 @@ def _deliver(connection: socket.socket) -> NoReturn:
     lines = connection.makefile("rw")
     module, arguments, environment, log_path = json.loads(lines.readline())
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    midwife = os.getpid()
     pid = os.fork()
     if pid == 0:
+        _die_with(midwife)
         connection.close()
         lines.close()
         _run(module, arguments, environment, log_path)
@@ -163,7 +166,6 @@ def _deliver(connection: socket.socket) -> NoReturn:
 
 
 def _run(module: str, arguments: list[str], environment: dict[str, str], log_path: str) -> NoReturn:
-    _die_with_parent()
     os.setsid()
     for target, source in enumerate(
         [os.open(os.devnull, os.O_RDONLY), *[os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)] * 2]
@@ -185,8 +187,11 @@ def _run(module: str, arguments: list[str], environment: dict[str, str], log_pat
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
+    """Have the kernel end us when our parent ends; if it has ended already, nobody would."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 if __name__ == "__main__":
