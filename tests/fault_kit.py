@@ -7,7 +7,7 @@ import struct
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,7 +28,6 @@ from tests.worker_kit import Client, Site, WorkerProcess
 
 HEAL_TIMEOUT_S = 90.0
 TICK_S = 0.025
-LAST_WORDS = 6_000
 _HEAD = struct.Struct("<BBHIQQq")  # version, flags, S, crc32, space, interactions, latest event time: docs in DESIGN.md
 
 
@@ -328,28 +327,11 @@ async def until_log_says(worker: WorkerProcess, text: str, timeout_s: float = 60
         await asyncio.sleep(0.05)
 
 
-_launched: list[WorkerProcess] = []
-
-
 def launched(where: Site, module: str = "stream_app", **environment: str) -> WorkerProcess:
-    """Start a worker without waiting for it; `kill_all` ends what a test leaves behind."""
+    """Start a worker without waiting for it."""
     worker = WorkerProcess(where, module, **environment)
     worker.start()
-    _launched.append(worker)
     return worker
-
-
-def last_words() -> Iterator[tuple[str, str]]:
-    """Yield a title and the end of the log of every worker that a test launched."""
-    for worker in _launched:
-        state = "runs" if worker.process.is_running else "ended"
-        yield f"log of worker {worker.process.popen.pid}, which {state}", worker.log()[-LAST_WORDS:]
-
-
-def kill_all() -> None:
-    """Kill every worker that was launched and still runs."""
-    while _launched:
-        _launched.pop().process.kill()
 
 
 async def serving(where: Site, module: str = "stream_app", **environment: str) -> WorkerProcess:

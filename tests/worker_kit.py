@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,7 @@ from tests.tiny_artefact import item_ids
 
 READY_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 30.0
+LAST_WORDS = 6_000
 _numbers = itertools.count()
 
 
@@ -122,8 +123,9 @@ class WorkerProcess:
             self.process = ChildProcess([sys.executable, "-m", module, "worker"], self.log_path, whole_environment)
 
     def start(self) -> None:
-        """Start without waiting."""
+        """Start without waiting; `kill_all` ends what a test leaves behind."""
         self.process.start()
+        _started.append(self)
 
     def ready(self) -> dict[str, Any]:
         """Wait for the ready line and return it."""
@@ -153,6 +155,22 @@ class WorkerProcess:
 
     def __exit__(self, *_: object) -> None:
         self.process.stop()
+
+
+_started: list[WorkerProcess] = []
+
+
+def last_words() -> Iterator[tuple[str, str]]:
+    """Yield a title and the end of the log of every worker that a test started."""
+    for worker in _started:
+        state = "runs" if worker.process.is_running else "ended"
+        yield f"log of worker {worker.process.pid}, which {state}", worker.log()[-LAST_WORDS:]
+
+
+def kill_all() -> None:
+    """Kill every worker that a test started and that still runs, and forget them all."""
+    while _started:
+        _started.pop().process.kill()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from deploy.local import LocalStack, LocalStackError
 from deploy.local.programs import find_java, find_kafka_home
 from deploy.local.stack import KafkaChoice
-from tests.fault_kit import kill_all, last_words
+from tests.worker_kit import kill_all, last_words
 
 _BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared" / "kafka"
 _BROKERS: dict[str, KafkaChoice] = {"embedded": "embedded", "apache": "apache"}
@@ -71,7 +71,7 @@ def topic_prefix() -> str:
 
 @pytest.fixture(autouse=True)
 def no_worker_left_behind() -> Iterator[None]:
-    """End the workers of a fault test that failed half-way."""
+    """End the workers of a test that failed half-way."""
     yield
     kill_all()
 

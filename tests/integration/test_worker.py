@@ -174,3 +174,17 @@ async def test_a_worker_with_a_broken_artefact_does_not_start(where: Site, tmp_p
     worker.start()
     assert await asyncio.to_thread(worker.process.popen.wait, 30) == 1
     assert "sha256" in worker.log()
+
+
+def test_a_test_that_failed_shows_what_every_worker_logged(where: Site, request: pytest.FixtureRequest) -> None:
+    logs = []
+    for number in range(2):
+        worker = WorkerProcess(where, RERANK_GRACE_S=f"canary-{number}")
+        with pytest.raises(AssertionError, match="ended before it was ready"), worker:
+            pass
+        logs.append((f"log of worker {worker.process.pid}, which ended", worker.log()))
+    failure = pytest.CallInfo.from_call(lambda: pytest.fail("as any test may"), when="call")
+    report = request.node.ihook.pytest_runtest_makereport(item=request.node, call=failure)
+    assert report.failed
+    assert [one for one in report.sections if one[0].startswith("log of worker")] == logs
+    assert ["canary-0" in logs[0][1], "canary-1" in logs[1][1]] == [True, True]
