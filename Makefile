@@ -6,6 +6,7 @@
 #   TORCH_INDEX  a package index to take torch from, and nothing else      (empty: what pip takes by default)
 #   PIP_ARGS     more arguments for pip, for example --find-links DIR      (empty)
 #   KAFKA_HOME   a folder with libs/*.jar of Apache Kafka 4.x              (../shared/kafka if it is there)
+#   KAFKA_JVM_PERFORMANCE_OPTS   options for the Java of an Apache Kafka that is started; the tests' own are below    (empty)
 #   SEED, MINUTES, BROKER   of make chaos: BROKER is embedded, apache or cluster   (7, 5, embedded)
 #   TEST_JOBS    how many files of tests run at once, each with servers of its own    (3)
 #   DEMO_ARGS, BENCH_ARGS, CHAOS_ARGS, PYTEST_ARGS   passed through
@@ -33,7 +34,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 REPORTS := out/tests
 FAULT_REPORTS := out/faults
-# Brokers of tests live for seconds: without the optimising compiler one starts at two thirds of the processor time.
+# Brokers of tests live too short for the optimising compiler to pay.
 APACHE := RERANK_TEST_BROKER=apache KAFKA_HOME='$(KAFKA_HOME)' \
     KAFKA_JVM_PERFORMANCE_OPTS='-XX:TieredStopAtLevel=1 -XX:+UseSerialGC'
 # The integration tests mostly wait for servers. A file stays in one process, in the order of names: a long one begins early.

@@ -35,7 +35,7 @@ class _Address:
 
 
 def connect(settings: RedisSettings) -> "redis_asyncio.Redis":
-    """Return a client whose every wait is bounded: redis-py's own defaults wait 59 s for a hung server.
+    """Return a client whose every wait is bounded: redis-py's own defaults try a hung server again and again.
 
     Raises:
         SettingsError: the URL is none of the kinds above.

@@ -1,6 +1,6 @@
 """Batched delivery for Faust: one event a (partition, poll), committed only as a contiguous, settled prefix.
 
-Faust hands over one record at a time (about 100 us each) and acks what an agent never finished
+Faust hands over one record at a time and acks what an agent never finished
 (docs/faults.md, "What Faust loses"). This transport leans on private methods of faust-streaming 0.15.3, which
 is therefore pinned; tests/functional/test_transport.py guards every one of them.
 """

@@ -187,7 +187,7 @@ class ApacheKafka(LocalServer):
         return self._member.voters if self._member else {1: self.ports[1]}
 
     def _format(self, properties: Path) -> None:
-        # A second of work: without the optimising compiler it takes two thirds of the processor time.
+        # Over before the optimising compiler pays.
         java = [self._java, "-Xmx128m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
         command = [*java, *self._class_path(), "kafka.tools.StorageTool", "format"]
         done = subprocess.run(  # noqa: S603  our own command line, no shell

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 TIMEOUT_MS = 50
 # A cluster's client asks three nodes for the slots, twice, before it gives up; connecting and asking count each.
 MOST_WAITS = 2 * (3 + 1) * 2
-SLACK_S = 3.0  # of a busy machine; redis-py's own defaults wait 59 s
+SLACK_S = 3.0  # of a busy machine; redis-py's own defaults try again and again
 DOCTOR_WAITS_S = 10.0  # then `rerank doctor` goes on without the answer
 
 Servers = tuple[str, list[LocalServer]]
