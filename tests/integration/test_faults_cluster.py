@@ -1,7 +1,9 @@
 """Faults of a cluster of three brokers: leaders and coordinators die, replicas are too few, all of them come back."""
 
 import asyncio
+import re
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -21,7 +23,7 @@ from stream_app.transport import MOST_UNSETTLED_BATCHES
 from tests.builders import candidate_list
 from tests.fault_kit import Load, healed, healed_log, read_log, serving, stop_gracefully, under_load
 from tests.tiny_artefact import item_ids, write_tiny_artefact
-from tests.worker_health import total, until_metrics
+from tests.worker_health import Samples, total, until_metrics
 from tests.worker_kit import Client, Site, WorkerProcess, client
 
 pytestmark = [pytest.mark.integration, pytest.mark.kafka, pytest.mark.timeout(600)]
@@ -179,7 +181,7 @@ async def test_records_gone_by_retention_are_counted_and_the_rest_is_applied(
         await healed(where, load)
         await stop_gracefully(worker)
         applied = [] if redis_emptied else await read_log(where, load.ends["interactions"])
-        committed = sum(end + 1 for end in load.ends["interactions"].values())
+        committed = {partition: end + 1 for partition, end in load.ends["interactions"].items()}
         if redis_emptied:
             with redis.Redis.from_url(where.redis_url) as connection:
                 connection.flushdb()
@@ -196,14 +198,32 @@ async def test_records_gone_by_retention_are_counted_and_the_rest_is_applied(
         assert set(left) <= set(more)
         load_after.request_ids |= load.request_ids | unread.request_ids
         await healed_log(where, load_after, applied + more)
-        gone = sum(first_left.values()) - (0 if redis_emptied else committed)
-        # Emptied, a partition is read from its beginning, and it may have been read from where the group was before.
-        most = 2 * gone - committed if redis_emptied else gone
-        await until_metrics(
-            worker.ready()["http_port"], lambda found: gone <= total(found, "rerank_gap_records_total") <= most
-        )
-        assert "event=gap" in worker.log()
+        from_start = {partition: (0, left) for partition, left in first_left.items()}
+        from_group = {partition: (at, first_left[partition] - at) for partition, at in committed.items()}
+
+        def counted(found: Samples) -> bool:
+            told, certain = gaps(worker), from_start if redis_emptied else from_group
+            records = sum(times * gap[1] for (_, gap), times in told.items())
+            return told.keys() >= set(certain.items()) and total(found, "rerank_gap_records_total") == records
+
+        await until_metrics(worker.ready()["http_port"], counted)
+        told = gaps(worker)
+        for partition in range(PARTITIONS):
+            times = told.pop((partition, from_start[partition]), 0), told.pop((partition, from_group[partition]), 0)
+            if redis_emptied:  # whether a partition is read from where the group was before that is noticed is a race
+                rewinds = worker.log().count(f"event=store_behind partition={partition} has=-1:")
+                assert 1 <= times[0] <= rewinds
+                assert times[1] <= 1
+            else:
+                assert times == (0, 1)
+        assert told == {}
         await stop_gracefully(worker)
+
+
+def gaps(worker: WorkerProcess) -> Counter[tuple[int, tuple[int, int]]]:
+    """Count what a worker said is gone of `interactions`: partition, and from which offset how many records."""
+    said = re.findall(r"event=gap topic=\S+-interactions partition=(\d+) offset=(\d+) records=(\d+) ", worker.log())
+    return Counter((int(partition), (int(offset), int(records))) for partition, offset, records in said)
 
 
 async def delete_before(where: Site, offsets: dict[int, int]) -> None:
