@@ -318,11 +318,11 @@ async def exit_code(worker: WorkerProcess, timeout_s: float = 60.0) -> int:
     return await asyncio.to_thread(worker.process.popen.wait, timeout_s)
 
 
-async def until_log_says(worker: WorkerProcess, text: str, timeout_s: float = 60.0) -> None:
-    """Wait until a worker has logged `text`."""
+async def until_log_says(worker: WorkerProcess, text: str, timeout_s: float = 60.0, *, times: int = 1) -> None:
+    """Wait until a worker has logged `text`, so many times."""
     until_s = time.monotonic() + timeout_s
-    while text not in worker.log():
-        assert time.monotonic() < until_s, f"no {text!r} in {timeout_s} s:\n{worker.log()[-3000:]}"
+    while worker.log().count(text) < times:
+        assert time.monotonic() < until_s, f"no {text!r} ({times}) in {timeout_s} s:\n{worker.log()[-3000:]}"
         assert worker.process.is_running, f"ended:\n{worker.log()[-3000:]}"
         await asyncio.sleep(0.05)
 

@@ -5,6 +5,8 @@ import os
 import random
 import signal
 import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -16,14 +18,27 @@ from deploy.chaos.skewed_worker import CLOCK_FILE, set_clock
 from deploy.local import LocalStack
 from schemas.topics import CO_PARTITIONED
 from stream_app.failpoints import POINTS
-from tests.fault_kit import Load, exit_code, healed, launched, serving, stop_gracefully, under_load
+from tests.fault_kit import (
+    HEAL_TIMEOUT_S,
+    Load,
+    exit_code,
+    healed,
+    launched,
+    serving,
+    stop_gracefully,
+    stored_rows,
+    under_load,
+    until_log_says,
+)
 from tests.tiny_artefact import write_tiny_artefact
+from tests.worker_health import until_metrics
 from tests.worker_kit import Site, WorkerProcess, client, site
 
 KILLS = int(os.environ.get("RERANK_TEST_KILLS", "8"))
 SEED = int(os.environ.get("RERANK_TEST_SEED", "7"))
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600 + 10 * KILLS)]
 MONTH_S = 30 * 86_400.0
+ASSIGNED = "event=assigned "
 # A dead member is missed after the session timeout: a short one keeps these tests short.
 QUICK = {
     "RERANK_KAFKA__SESSION_TIMEOUT_MS": "2000",
@@ -72,6 +87,7 @@ async def test_a_worker_killed_at_each_fail_point_loses_nothing_and_applies_noth
                 worker = await serving(where, RERANK_FAILPOINT=f"{point}:3")
                 assert await exit_code(worker) == -signal.SIGKILL, point
         await finish(where, load)
+        assert max(Counter(slate.request_id for slate in outsider.slates).values()) > 1  # who died after publishing
 
 
 async def test_a_bug_at_each_fail_point_is_survived_or_ends_the_worker_with_nothing_lost(where: Site) -> None:
@@ -83,7 +99,7 @@ async def test_a_bug_at_each_fail_point_is_survived_or_ends_the_worker_with_noth
                 assert await exit_code(ended) == 1, point
             for point in ("before_save", "after_save"):
                 goes_on = await serving(where, RERANK_FAILPOINT=f"{point}:3:raise")
-                await asyncio.sleep(1.0)
+                await until_log_says(goes_on, "event=bug")
                 await stop_gracefully(goes_on)
         await finish(where, load)
         assert outsider.dead_letters == []
@@ -96,17 +112,31 @@ async def frozen(worker: WorkerProcess) -> None:
         await asyncio.sleep(0.05)
 
 
+async def until_applied(where: Site, ends: Mapping[int, int]) -> None:
+    """Wait until the rows reflect each partition up to its offset in `ends`."""
+    async with asyncio.timeout(HEAL_TIMEOUT_S):
+        while True:
+            applied: dict[int, int] = defaultdict(lambda: -1)
+            for row in stored_rows(where).values():
+                applied[row.position[0]] = max(applied[row.position[0]], row.position[1])
+            if all(applied[partition] >= end for partition, end in ends.items()):
+                return
+            await asyncio.sleep(0.1)
+
+
 async def test_a_zombie_wakes_up_to_find_its_writes_refused(where: Site) -> None:
     await where.create_topics()
     async with client(where) as outsider:
         async with under_load(outsider, SEED) as load:
-            zombie = await serving(where, RERANK_FAILPOINT="before_save:10:stop")
+            zombie = await serving(where, RERANK_FAILPOINT="before_save:10:stop", RERANK_HTTP__PORT="0")
             await frozen(zombie)
+            in_hand = dict(load.ends["interactions"])
             second = await serving(where)
-            await asyncio.sleep(1.0)
+            await until_applied(where, in_hand)  # what the zombie holds is older than that
             zombie.process.resume()
-            await asyncio.sleep(4.0)
-            assert zombie.process.is_running
+            port = zombie.ready()["http_port"]
+            await until_metrics(port, lambda found: found.get(("rerank_events_total", ("duplicate",)), 0) > 0)
+            await until_log_says(zombie, ASSIGNED, times=2)
         await healed(where, load)
         await stop_gracefully(zombie)
         await stop_gracefully(second)
@@ -118,10 +148,11 @@ async def test_workers_that_join_leave_and_die_lose_nothing(where: Site) -> None
     async with client(where) as outsider:
         async with under_load(outsider, SEED) as load:
             first, second, third = [await serving(where) for _ in range(3)]
+            await until_log_says(first, ASSIGNED, times=3)
             second.process.kill()
-            await asyncio.sleep(3.0)
+            await until_log_says(first, ASSIGNED, times=4)
             await stop_gracefully(third)
-            await asyncio.sleep(1.0)
+            await until_log_says(first, ASSIGNED, times=5)
         await healed(where, load)
         await stop_gracefully(first)
         await healed(where, load)
@@ -132,7 +163,7 @@ async def test_a_member_that_comes_and_goes_costs_nothing(where: Site) -> None:
     async with client(where) as outsider:
         worker = await serving(where)
         async with under_load(outsider, SEED) as load:
-            for _ in range(3):
+            for times in (2, 4, 6):
                 member = AIOKafkaConsumer(
                     *(where.prefix + name for name in CO_PARTITIONED),
                     bootstrap_servers=where.bootstrap_servers,
@@ -143,8 +174,11 @@ async def test_a_member_that_comes_and_goes_costs_nothing(where: Site) -> None:
                     partition_assignment_strategy=(RangePartitionAssignor,),
                 )
                 await member.start()
-                await asyncio.sleep(0.5)
+                while not member.assignment():  # noqa: ASYNC110 - aiokafka tells nobody
+                    await asyncio.sleep(0.05)
+                await until_log_says(worker, ASSIGNED, times=times)
                 await member.stop()
+                await until_log_says(worker, ASSIGNED, times=times + 1)
         await healed(where, load)
         await stop_gracefully(worker)
 
