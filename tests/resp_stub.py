@@ -15,12 +15,13 @@ _NOT_YET = object()
 
 
 class RespStub:
-    """Stands in front of a Redis. Change `answer` and `cut_after_bytes` at any time; `heal` undoes both."""
+    """Stands in front of a Redis. Change `answer`, `cut_after_bytes` and `loses` at any time; `heal` undoes them."""
 
     def __init__(self, target_port: int) -> None:
         """Ask the Redis on that port; nothing listens yet."""
         self.answer: Callable[[Command], bytes | None] = ask_redis
         self.cut_after_bytes: int | None = None
+        self.loses: Callable[[Command], bool] = lambda _: False  # the reply of these commands: Redis has obeyed
         self.connections = 0
         self.port = 0
         self._target_port = target_port
@@ -33,7 +34,7 @@ class RespStub:
 
     def heal(self) -> None:
         """Answer what Redis answers."""
-        self.answer, self.cut_after_bytes = ask_redis, None
+        self.answer, self.cut_after_bytes, self.loses = ask_redis, None, lambda _: False
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
@@ -75,6 +76,8 @@ class RespStub:
                 if reply is None:
                     behind_writer.write(packed(command))
                     reply = await _one_reply(behind_reader)
+                if self.loses(command):
+                    return
                 if self.cut_after_bytes is not None and not is_greeting(command):
                     writer.write(reply[: self.cut_after_bytes])
                     await writer.drain()

@@ -1,7 +1,9 @@
 """Faults of Redis under load: emptied, older, hung, full, read-only, without its scripts. Compared with the oracle."""
 
 import asyncio
+import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,8 @@ from schemas.records import CandidateList, Slate
 from tests.fault_kit import healed, serving, stop_gracefully, under_load, until_log_says
 from tests.resp_stub import TROUBLES, RespStub, saying
 from tests.tiny_artefact import item_ids, write_tiny_artefact
-from tests.worker_kit import Client, Site, client, site
+from tests.worker_health import samples
+from tests.worker_kit import Client, Site, WorkerProcess, client, site
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -58,32 +61,49 @@ async def restarted_older(server: RedisServer) -> None:
     await asyncio.to_thread(server.start)
 
 
-async def without_scripts(server: RedisServer) -> None:
+async def without_scripts(server: RedisServer, *_: object) -> None:
     command(server, "SCRIPT", "FLUSH")
+    with redis.Redis.from_url(server.url, socket_timeout=5) as admin:
+        async with asyncio.timeout(60.0):
+            while not admin.info("memory")["number_of_cached_scripts"]:  # noqa: ASYNC110 - Redis tells nobody
+                await asyncio.sleep(0.05)
 
 
-async def full(server: RedisServer) -> None:
+async def full(server: RedisServer, worker: WorkerProcess, outsider: Client) -> None:
     command(server, "CONFIG", "SET", "maxmemory", "1kb")
-    await asyncio.sleep(2.0)
+    await until_log_says(worker, "OOM command not allowed")
+    assert await outcome_for_a_stranger(outsider) == "ranked"
     command(server, "CONFIG", "SET", "maxmemory", "0")
 
 
-async def read_only(server: RedisServer) -> None:
+async def read_only(server: RedisServer, worker: WorkerProcess, outsider: Client) -> None:
     command(server, "REPLICAOF", "127.0.0.1", "1")
-    await asyncio.sleep(2.0)
+    await until_log_says(worker, "READONLY You can't write against a read only replica")
+    assert await outcome_for_a_stranger(outsider) == "ranked"
     command(server, "REPLICAOF", "NO", "ONE")
 
 
-async def down(server: RedisServer) -> None:
+async def down(server: RedisServer, worker: WorkerProcess, outsider: Client) -> None:
     await asyncio.to_thread(server.snapshot)
     await asyncio.to_thread(server.kill)
-    await asyncio.sleep(2.0)
+    await until_log_says(worker, "Connect call failed")
+    assert await outcome_for_a_stranger(outsider) == "fallback"
     await asyncio.to_thread(server.start)
 
 
-@pytest.mark.parametrize("loss", [flushed, restarted_empty, restarted_older], ids=lambda loss: loss.__name__)
+async def outcome_for_a_stranger(outsider: Client) -> str:
+    """Ask for somebody whom no worker holds: the answer says whether Redis can be read."""
+    slate, _ = await asked_alone(outsider, f"r-{uuid.uuid4().hex}", deadline_ms=20_000)
+    return slate.outcome
+
+
+@pytest.mark.parametrize(
+    ("loss", "left"),
+    [(flushed, "none"), (restarted_empty, "none"), (restarted_older, "some")],
+    ids=["flushed", "restarted_empty", "restarted_older"],
+)
 async def test_what_redis_lost_under_load_comes_back_from_the_log(
-    where: Site, own_redis: RedisServer, loss: Callable[[RedisServer], Awaitable[None]]
+    where: Site, own_redis: RedisServer, loss: Callable[[RedisServer], Awaitable[None]], left: str
 ) -> None:
     await where.create_topics()
     async with client(where) as outsider:
@@ -95,17 +115,18 @@ async def test_what_redis_lost_under_load_comes_back_from_the_log(
         await healed(where, load)
         await stop_gracefully(worker)
         await healed(where, load)
-    assert "event=store_behind" in worker.log()
+    had = [int(offset) for offset in re.findall(r"event=store_behind partition=\d+ has=(-?\d+):", worker.log())]
+    assert max(had) >= 0 if left == "some" else -1 in had
 
 
 async def test_a_redis_that_cannot_be_written_for_a_while_loses_nothing(where: Site, own_redis: RedisServer) -> None:
     await where.create_topics()
     async with client(where) as outsider:
-        worker = await serving(where)
+        worker = await serving(where, RERANK_REDIS__BUDGET_MS="10000", RERANK_REDIS__TIMEOUT_MS="10000")
         async with under_load(outsider, SEED) as load:
             for fault in (without_scripts, full, read_only, down):
                 await asyncio.sleep(1.0)
-                await fault(own_redis)
+                await fault(own_redis, worker, outsider)
             await asyncio.sleep(1.0)
         ledger = await healed(where, load)
         await stop_gracefully(worker)
@@ -215,3 +236,22 @@ async def test_whatever_redis_answers_in_place_of_an_answer_costs_no_interaction
             assert worker.process.is_running
             await stop_gracefully(worker)
     assert ledger.shed == 0
+
+
+async def test_saves_whose_replies_are_lost_under_load_are_tried_again_and_change_nothing(
+    where: Site, own_redis: RedisServer
+) -> None:
+    async with RespStub(own_redis.port) as stub:
+        direct, where = where, replace(where, redis_url=stub.url)
+        await where.create_topics()
+        async with client(where) as outsider:
+            worker = await serving(where, RERANK_HTTP__PORT="0", RERANK_CACHED_USERS="0")
+            async with under_load(outsider, SEED) as load:
+                await asyncio.sleep(0.5)
+                stub.loses = lambda words: bytes(words[0]).upper() == b"EVALSHA"
+                await until_log_says(worker, "event=retry attempt=3 ")
+                stub.heal()
+            await healed(direct, load)
+            found = await samples(worker.ready()["http_port"])
+            assert found["rerank_events_total", ("duplicate",)] > 0  # what was tried again was there
+            await stop_gracefully(worker)
