@@ -4,13 +4,17 @@ import asyncio
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import NewPartitions
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 
 from deploy.chaos.oracle import Record
 from deploy.local import ApacheKafka, EmbeddedKafka, LocalStack
@@ -33,7 +37,8 @@ from tests.fault_kit import (
     until_log_says,
 )
 from tests.tiny_artefact import write_tiny_artefact
-from tests.worker_kit import Site, client, site
+from tests.worker_health import total, until_metrics
+from tests.worker_kit import Site, WorkerProcess, ask, client, site
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -72,13 +77,39 @@ async def test_the_whole_log_delivered_again_changes_nothing(where: Site) -> Non
         await healed(where, load)
         await stop_gracefully(worker)
         await reset_to_earliest(where)
-        worker = await serving(where)
+        worker = await serving(where, RERANK_HTTP__PORT="0")
+        await until_all_are_duplicates(worker, load.counts["interactions"])
         async with under_load(outsider, SEED + 1) as more:
             await asyncio.sleep(2.0)
         more.request_ids |= load.request_ids
         await healed(where, more)
         await stop_gracefully(worker)
         await healed(where, more)
+
+
+async def until_all_are_duplicates(worker: WorkerProcess, interactions: int) -> None:
+    """Wait until a worker has met so many interactions, and check that it had met each before."""
+    port = worker.ready()["http_port"]
+    found = await until_metrics(port, lambda found: total(found, "rerank_events_total") >= interactions)
+    assert found["rerank_events_total", ("duplicate",)] == interactions
+
+
+async def test_a_forgotten_user_stays_cold_when_the_whole_log_is_delivered_again(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where)
+        for number in range(5):
+            await outsider.interact(interaction(event_id=f"e-{number}"))
+        forgotten = await outsider.send("interactions", b"u-1", None)
+        cold = await outsider.ask(ask(after=forgotten))
+        await stop_gracefully(worker)
+        await reset_to_earliest(where)
+        worker = await serving(where, RERANK_HTTP__PORT="0")
+        await until_all_are_duplicates(worker, 6)
+        still_cold = await outsider.ask(ask())
+        await stop_gracefully(worker)
+    assert [(slate.outcome, slate.reasons) for slate in (cold, still_cold)] == [("ranked", ["cold_user"])] * 2
+    assert stored_rows(where)["u-1"].position == (forgotten.partition, forgotten.offset)
 
 
 async def reset_to_earliest(where: Site) -> None:
@@ -109,13 +140,21 @@ async def test_sigterm_with_the_broker_gone_ends_in_the_grace_period(
         where = site(stack, artefact, tmp_path)
         await where.create_topics()
         worker = await serving(where, RERANK_GRACE_S="6", RERANK_KAFKA__COMMIT_INTERVAL_MS="60000")
-        async with client(where) as outsider, under_load(outsider, SEED):
+        async with client(where) as outsider, under_load(outsider, SEED) as load:
             await asyncio.sleep(1.0)
         (stack.kafka.kill if gone == "killed" else stack.kafka.pause)()
         await asyncio.sleep(1.0)
         started_s = time.monotonic()
         await stop_gracefully(worker)
         assert time.monotonic() - started_s < 6.0
+        if gone == "killed" and test_broker == "embedded":
+            return  # its log went with it
+        await asyncio.to_thread(stack.kafka.start if gone == "killed" else stack.kafka.resume)
+        async with client(where) as outsider:
+            load.outsider = outsider
+            worker = await serving(where)
+            await healed(where, load)
+            await stop_gracefully(worker)
 
 
 async def test_a_second_sigterm_ends_at_once(
@@ -133,7 +172,7 @@ async def test_a_second_sigterm_ends_at_once(
         await asyncio.sleep(2.0)
         assert worker.process.is_running  # its last commit waits for the broker
         worker.process.popen.send_signal(signal.SIGTERM)
-        assert await exit_code(worker, 2.0) == 128 + signal.SIGTERM
+        assert await exit_code(worker, 30.0) == 128 + signal.SIGTERM
 
 
 async def test_a_log_that_starts_anew_ends_the_worker(
@@ -274,3 +313,60 @@ async def test_a_join_that_the_broker_refuses_ends_the_worker(kafka_home: Path, 
         worker = launched(refused)
         assert await exit_code(worker, 40.0) == 1
         assert "no partitions assigned in 8 s" in worker.log()
+
+
+async def forbid_writing(where: Site, topic: str) -> None:
+    """Let everybody do everything with a topic but write to it. Without any rule all was allowed."""
+    await change_rules(where, CreateAclsRequest, topic, Operation.ALL, Permission.ALLOW)
+    await change_rules(where, CreateAclsRequest, topic, Operation.WRITE, Permission.DENY)
+
+
+async def permit_writing(where: Site, topic: str) -> None:
+    await change_rules(where, DeleteAclsRequest, topic, Operation.WRITE, Permission.DENY)
+
+
+class Operation(IntEnum):
+    ALL, WRITE = 2, 4
+
+
+class Permission(IntEnum):
+    DENY, ALLOW = 2, 3
+
+
+async def change_rules(
+    where: Site, change: Callable[..., Any], topic: str, operation: Operation, permission: Permission
+) -> None:
+    """Create or delete one rule about a topic of this name, for whoever comes without credentials, from anywhere."""
+    a_topic, of_this_name = 2, 3
+    rule = a_topic, where.prefix + topic, of_this_name, "User:ANONYMOUS", "*", operation, permission
+    async with admin_client(where.settings().kafka, 15.0) as admin:
+        answer = await admin._send_to_controller(change(*rule))
+    assert "error_code=0" in str(answer), answer
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("topic", ["interactions.dlq", "reranked"])
+async def test_a_topic_that_may_not_be_written_ends_the_worker_with_its_input_unacked(
+    kafka_home: Path, artefact: Path, tmp_path: Path, topic: str
+) -> None:
+    strict = ApacheKafka(
+        tmp_path,
+        kafka_home,
+        settings={
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            "allow.everyone.if.no.acl.found": "true",
+        },
+    )
+    with strict, LocalStack(tmp_path, kafka="embedded", redis="local") as stack:
+        where = replace(site(stack, artefact, tmp_path), bootstrap_servers=strict.address)
+        await where.create_topics()
+        async with client(where) as outsider:
+            worker = await serving(where)
+            await forbid_writing(where, topic)
+            async with under_load(outsider, SEED, bad_share=0.2) as load:
+                assert await exit_code(worker) == 1
+            assert "TopicAuthorizationFailed" in worker.log()
+            await permit_writing(where, topic)
+            worker = await serving(where)
+            await healed(where, load)
+            await stop_gracefully(worker)
