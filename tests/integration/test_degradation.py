@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from deploy.local import LocalStack
 from deploy.local.redis import RedisServer
+from models.networks import NETWORKS
 from schemas.records import CandidateList, Slate
 from tests.builders import interaction
+from tests.fault_kit import exit_code, stored_rows
+from tests.moody_network import NOT_FINITE, OTHER_SHAPE, RAISES, STUCK, Moody
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import total, until_metrics
 from tests.worker_kit import Client, Site, WorkerProcess, client, site
@@ -116,3 +120,33 @@ async def test_while_redis_hangs_interactions_wait_in_kafka_and_lists_are_answer
             for n in range(40):
                 at = await outsider.interact(interaction(user_id=f"u-{n}"))
                 assert (await outsider.ask(ask(f"u-{n}", after=at))).state.events == 501
+
+
+async def test_a_model_that_fails_in_flight_costs_lists_their_ranking_and_then_ends_the_worker_with_nothing_lost(
+    where: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cast("dict[str, Any]", NETWORKS), "moody", Moody)
+    moody = replace(where, artefact=write_tiny_artefact(tmp_path / "moody", model="moody"))
+    await where.create_topics(1)
+    async with client(where) as outsider:
+        with WorkerProcess(moody) as worker:
+            for value, reason in (
+                (RAISES, "model_error"),
+                (OTHER_SHAPE, "model_error"),
+                (NOT_FINITE, "model_nonfinite"),
+            ):
+                user = f"u-{value:g}"
+                at = await outsider.interact(interaction(user_id=user, value=value))
+                request = ask(user, after=at)
+                slate = await outsider.ask(request)
+                assert (slate.outcome, slate.reasons, slate.item_ids) == ("fallback", [reason], request.item_ids)
+                assert (await outsider.ask(ask("sound"))).outcome == "ranked"
+            stuck = [interaction(user_id="stuck", value=value) for value in (STUCK, 1.0)]
+            at = [await outsider.interact(one) for one in stuck][-1]
+            assert await exit_code(worker) == 1
+            assert "the model raised" in worker.log()
+        assert "stuck" not in stored_rows(where)
+        with WorkerProcess(where):  # a sound model of the same state space goes on from there
+            slate = await outsider.ask(ask("stuck", after=at))
+            assert (slate.outcome, slate.state.events) == ("ranked", 2)
+    assert not outsider.dead_letters
