@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis
@@ -146,6 +147,8 @@ async def test_slots_that_move_under_load_lose_nothing(where: Site, cluster: Clu
         assert worker.process.is_running
         await stop_gracefully(worker)
     assert ledger.shed == 0
+    errors = [cast("dict[str, object]", node.call("INFO", "errorstats")) for node in cluster.nodes]
+    assert "errorstat_MOVED" in {name for node in errors for name in node}
 
 
 def slot_of(cluster: Cluster, key: str) -> int:

@@ -18,6 +18,7 @@ from deploy.chaos.skewed_worker import CLOCK_FILE, set_clock
 from deploy.local import LocalStack
 from schemas.topics import CO_PARTITIONED
 from stream_app.failpoints import POINTS
+from tests.builders import interaction
 from tests.fault_kit import (
     HEAL_TIMEOUT_S,
     Load,
@@ -32,7 +33,7 @@ from tests.fault_kit import (
 )
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import until_metrics
-from tests.worker_kit import Site, WorkerProcess, client, site
+from tests.worker_kit import Site, WorkerProcess, ask, client, site
 
 KILLS = int(os.environ.get("RERANK_TEST_KILLS", "8"))
 SEED = int(os.environ.get("RERANK_TEST_SEED", "7"))
@@ -181,6 +182,21 @@ async def test_a_member_that_comes_and_goes_costs_nothing(where: Site) -> None:
                 await until_log_says(worker, ASSIGNED, times=times + 1)
         await healed(where, load)
         await stop_gracefully(worker)
+
+
+async def test_a_worker_of_an_older_epoch_is_refused_and_ends(where: Site) -> None:
+    await where.create_topics()
+    async with client(where) as outsider:
+        worker = await serving(where)
+        at = await outsider.interact(interaction())
+        assert (await outsider.ask(ask(after=at))).state.events == 1
+        rows = stored_rows(where)
+        done = await asyncio.to_thread(where.command, "reset-epoch", "--yes")
+        assert done.returncode == 0, done.stderr
+        await outsider.interact(interaction(event_id="e-2"))
+        assert await exit_code(worker) == 1
+        assert "`rerank reset-epoch` was called" in worker.log()
+    assert stored_rows(where) == rows
 
 
 async def test_a_clock_that_jumps_ahead_and_back_moves_no_state_and_ends_no_worker(where: Site) -> None:

@@ -16,6 +16,7 @@ from schemas.records import Interaction
 from stream_app.state import fence_of
 from tests.builders import candidate_list, interaction
 from tests.tiny_artefact import ITEMS, item_ids, write_tiny_artefact
+from tests.worker_health import samples, total
 from tests.worker_kit import Client, Site, WorkerProcess, client, site
 
 pytestmark = pytest.mark.integration
@@ -223,10 +224,13 @@ async def test_a_worker_rebuilds_the_user_of_a_corrupt_row_by_itself(where: Site
         expected, _ = await live(where, rows, worker_client)
         key = rows.key("u-5")
         rows.connection.set(key, b"junk" * 30)
-        with WorkerProcess(where):
+        with WorkerProcess(where, RERANK_HTTP__PORT="0") as worker:
             await worker_client.send_many(log(USERS, start=EVENTS + 20))
             await until_applied(rows, EVENTS + 22 + USERS)
             after = rows.all()
+            found = await samples(worker.ready()["http_port"])
+    assert rows.connection.get(key.replace(b":u:", b":bad:")) == b"junk" * 30
+    assert total(found, "rerank_bad_rows_total") == 1
     assert after.keys() == expected.keys()
     rows.flush()
     rebuild(where)

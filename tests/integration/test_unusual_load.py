@@ -20,7 +20,7 @@ from tests.builders import interaction
 from tests.fault_kit import healed, redis_of, serving, stop_gracefully, stored_rows, under_load
 from tests.raw_batches import CODECS, READ_NAME, batch
 from tests.tiny_artefact import write_tiny_artefact
-from tests.worker_health import samples, total
+from tests.worker_health import samples, total, until_metrics
 from tests.worker_kit import Site, client, site
 from tests.worker_kit import ask as ask_in_time
 
@@ -62,6 +62,23 @@ async def test_the_same_request_twice_gets_the_same_slate_twice(where: Site) -> 
 
 def without_timing(slate: Slate) -> Slate:
     return msgspec.structs.replace(slate, timing_ms=NO_TIME)
+
+
+async def test_event_times_of_the_past_and_of_the_future_move_no_clock_and_are_counted(where: Site) -> None:
+    await where.create_topics(PARTITIONS)
+    worker = await serving(where)
+    record_ms = int(time.time() * 1000)
+    async with client(where) as outsider:
+        for ahead_ms in (0, -30 * 24 * HOUR_MS, 365 * 24 * HOUR_MS):
+            record = interaction(event_time_ms=record_ms + ahead_ms)
+            await outsider.send("interactions", b"u-1", encode(record), timestamp_ms=record_ms)
+        port = worker.ready()["http_port"]
+        found = await until_metrics(port, lambda found: found.get(("rerank_events_total", ("applied",))) == 3)
+    outcomes = {labels[0]: value for (name, labels), value in found.items() if name == "rerank_events_total" and value}
+    assert outcomes == {"applied": 3, "late": 1, "future": 1}
+    row = stored_rows(where)["u-1"]
+    assert (row.events, row.last_event_time_ms) == (3, record_ms + where.settings().future_tolerance_ms)
+    await stop_gracefully(worker)
 
 
 async def test_a_backlog_is_shed_where_it_is_late_ranked_where_it_is_not_and_bounded_in_the_worker(where: Site) -> None:

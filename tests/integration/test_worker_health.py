@@ -89,6 +89,19 @@ async def test_a_partition_that_stands_still_fails_livez_and_then_ends_the_worke
     assert re.search(told, worker.log())
 
 
+async def test_a_worker_whose_event_loop_stands_answers_no_probe_and_measures_for_how_long(where: Site) -> None:
+    await where.create_topics()
+    with WorkerProcess(where) as worker:
+        port = worker.ready()["http_port"]
+        worker.process.pause()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(2.0):
+                await ask(port, "/livez")
+        worker.process.resume()
+        await until_metrics(port, lambda found: found["rerank_event_loop_lag_seconds_sum", ()] >= 1.5)
+        assert await until_health(port, "/livez", 200) == {"status": "ok", "checks": {}}
+
+
 async def test_an_assignment_that_separates_the_inputs_ends_the_worker(where: Site) -> None:
     await where.create_topics(2)
     stranger = AIOKafkaConsumer(
