@@ -13,7 +13,7 @@ FORBIDDEN_IN_IDS = "[\\x00-\\x1f\\x7f-\\x9f\u2028\u2029]"
 Control characters and line separators: ids are written one a line in `items.txt`, in logs and in Redis keys.
 """
 
-MAX_BATCH_BYTES = 67_108_864
+MAX_UNPACKED_BYTES = 67_108_864
 """Bytes that one compressed batch may unpack to, 32 times what a topic takes: our records hardly pack that well.
 
 Producers count what is not packed yet, or estimate what it packs to, and end a batch at a megabyte or less.

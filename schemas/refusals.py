@@ -10,12 +10,12 @@ from enum import StrEnum
 
 import msgspec
 
-from schemas.limits import MAX_BATCH_BYTES
+from schemas.limits import MAX_UNPACKED_BYTES
 
 QUOTED_CHARS = 60
 
 NOT_UNPACKED = b"not unpacked: "
-"""How the value begins that stands for a record whose compressed batch unpacks to more than MAX_BATCH_BYTES.
+"""How the value begins that stands for a record whose compressed batch unpacks to more than MAX_UNPACKED_BYTES.
 
 It is no JSON, so it takes the place of no record; it is not null either, for null forgets a user.
 """
@@ -98,7 +98,7 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 def refusal_of(record_name: str, value: bytes, error: Exception) -> DecodeError:
     """Translate what msgspec raised over `value` into a DecodeError."""
     if value.startswith(NOT_UNPACKED):
-        rule = f"its compressed batch holds more than {MAX_BATCH_BYTES} bytes"
+        rule = f"its compressed batch holds more than {MAX_UNPACKED_BYTES} bytes"
         remedy = "send less in one batch (batch.size of the producer)"
         return DecodeError(ErrorCode.TOO_LARGE, f"{record_name} {quote(value)}: {rule}; record refused; {remedy}")
     if isinstance(error, RecursionError):

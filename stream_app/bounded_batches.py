@@ -1,8 +1,9 @@
 """Compressed batches, unpacked up to a bound: a few kilobytes of zstd may hold gigabytes.
 
-aiokafka unpacks a batch whole before anything of it can be measured. Here a batch that holds more than MAX_BATCH_BYTES
-is given up at the bound, and each of its offsets reads as a record whose value begins with NOT_UNPACKED, which every
-decoder refuses as too large. Leans on private names of aiokafka, which tests/functional/test_bounded_batches.py guards.
+aiokafka unpacks a batch whole before anything of it can be measured. Here a batch that holds more than
+MAX_UNPACKED_BYTES is given up at the bound, and each of its offsets reads as a record whose value begins with
+NOT_UNPACKED, which every decoder refuses as too large. Leans on private names of aiokafka, which
+tests/functional/test_bounded_batches.py guards.
 
 Batches of the formats before Kafka 0.11 stay with aiokafka: brokers turn what producers send into the present one.
 """
@@ -16,7 +17,7 @@ import cramjam
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
-from schemas.limits import MAX_BATCH_BYTES
+from schemas.limits import MAX_UNPACKED_BYTES
 from schemas.refusals import NOT_UNPACKED
 
 MOST_REFUSED_RECORDS = 10_000
@@ -32,8 +33,8 @@ _LEAST_ROOM_BYTES = 4_096
 class BoundedRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka has no types
     """What one fetch brought of a partition, batch by batch.
 
-    It ends early once MAX_BATCH_BYTES are unpacked, for many small batches can hold, and cost, what a large one does;
-    the consumer then fetches the rest again.
+    It ends early once MAX_UNPACKED_BYTES are unpacked, for many small batches can hold, and cost, what a large one
+    does; the consumer then fetches the rest again.
     """
 
     batch_class: Callable[[bytearray], Any] = DefaultRecordBatch
@@ -47,7 +48,7 @@ class BoundedRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka has no
 
     def has_next(self) -> bool:
         """Tell whether there is another batch, and room for it."""
-        return self.unpacked_bytes < MAX_BATCH_BYTES and bool(super().has_next())
+        return self.unpacked_bytes < MAX_UNPACKED_BYTES and bool(super().has_next())
 
     def next_batch(self) -> Any:
         """Return the next batch, to be unpacked when its records are asked for."""
@@ -69,8 +70,8 @@ class _PackedBatch:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
-        body = _UNPACK[self._batch.compression_type](bytes(self._data[_HEAD_BYTES:]), MAX_BATCH_BYTES)
-        self._records.unpacked_bytes += MAX_BATCH_BYTES if body is None else len(body)
+        body = _UNPACK[self._batch.compression_type](bytes(self._data[_HEAD_BYTES:]), MAX_UNPACKED_BYTES)
+        self._records.unpacked_bytes += MAX_UNPACKED_BYTES if body is None else len(body)
         if body is None:
             return self._refused()
         plain = bytearray(self._data[:_HEAD_BYTES])

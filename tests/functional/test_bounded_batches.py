@@ -37,7 +37,7 @@ BOMB: Sequence[list[tuple[str, bytes | None]]] = [PADDED, PADDED, PADDED]
 
 @pytest.fixture(autouse=True)
 def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounded_batches, "MAX_BATCH_BYTES", BOUND_BYTES)
+    monkeypatch.setattr(bounded_batches, "MAX_UNPACKED_BYTES", BOUND_BYTES)
 
 
 def reader(batches: Sequence[bytearray], *, offset: int = 0, aborted: Any = (), stock: bool = False) -> Any:
@@ -68,9 +68,9 @@ def test_a_batch_of_as_many_bytes_as_the_bound_is_read_and_one_of_a_byte_more_is
     packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, packed = batch(5, BOMB), batch(5, BOMB, compression=packing)
-    monkeypatch.setattr(bounded_batches, "MAX_BATCH_BYTES", len(plain) - HEAD_BYTES)
+    monkeypatch.setattr(bounded_batches, "MAX_UNPACKED_BYTES", len(plain) - HEAD_BYTES)
     assert read([packed]) == list(reader([plain], stock=True))
-    monkeypatch.setattr(bounded_batches, "MAX_BATCH_BYTES", len(plain) - HEAD_BYTES - 1)
+    monkeypatch.setattr(bounded_batches, "MAX_UNPACKED_BYTES", len(plain) - HEAD_BYTES - 1)
     assert refused(read([packed])) == [5, 6, 7]
 
 

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer
 
 from deploy.local import LocalStack
 from schemas.codec import encode
-from schemas.limits import MAX_BATCH_BYTES
+from schemas.limits import MAX_UNPACKED_BYTES
 from schemas.records import After, Slate, SlateTiming
 from schemas.refusals import NOT_UNPACKED
 from stream_app.recorded_log import LogRecord, parse_line
@@ -192,7 +192,7 @@ async def test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_
     where: Site,
 ) -> None:
     await where.create_topics(PARTITIONS)
-    bomb = batch(0, [[("padding", bytes(MAX_BATCH_BYTES // 3))]] * 3, compression="zstd")
+    bomb = batch(0, [[("padding", bytes(MAX_UNPACKED_BYTES // 3))]] * 3, compression="zstd")
     async with client(where) as outsider:
         first = await outsider.interact(interaction(event_id="before"))
         requests, partition, refused = [ask(after=first), ask(after=first)], first.partition, []
