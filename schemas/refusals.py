@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Self
 
 import msgspec
 
 from schemas.limits import MAX_UNPACKED_BYTES
 
 QUOTED_CHARS = 60
-
-NOT_UNPACKED = b"not unpacked: "
-"""How the value begins that stands for a record whose compressed batch unpacks to more than MAX_UNPACKED_BYTES.
-
-It is no JSON, so it takes the place of no record; it is not null either, for null forgets a user.
-"""
 
 
 class ErrorCode(StrEnum):
@@ -56,6 +51,38 @@ _REMEDIES = {
     ErrorCode.KEY_MISMATCH: "produce with the id of the record, as UTF-8 bytes, as its key",
     ErrorCode.VALUE_MISSING: "send a record; a null value means something only on interactions and items",
 }
+
+
+_RULES_OF_BATCHES = {
+    ErrorCode.TOO_LARGE: (
+        f"its compressed batch holds more than {MAX_UNPACKED_BYTES} bytes",
+        "send less in one batch (batch.size of the producer)",
+    ),
+}
+"""By the code of a record that was not taken out of its batch: what is wrong with the batch, and the remedy."""
+
+
+class NotUnpacked(bytes):
+    """Stands in the place of the value of a record that was not taken out of its batch; `code` says why.
+
+    Its text is no JSON, so no decoder takes it for a record; it is not null either, for null forgets a user. What makes
+    it one is its type: a producer may send the same text.
+    """
+
+    code: ErrorCode
+
+    def __new__(cls, text: bytes, code: ErrorCode) -> Self:
+        """Hold the text, which says where the batch stands; raise ValueError where `code` says nothing of a batch."""
+        if code not in _RULES_OF_BATCHES:
+            raise ValueError(f"not_unpacked={code.value!r}: not one of {', '.join(_RULES_OF_BATCHES)}")
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
+
+    @classmethod
+    def at(cls, first_offset: int, last_offset: int, code: ErrorCode) -> Self:
+        """Return the value for the records of a batch."""
+        return cls(b"not unpacked: offsets %d to %d" % (first_offset, last_offset), code)
 
 
 class DecodeError(Exception):
@@ -97,10 +124,9 @@ _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 def refusal_of(record_name: str, value: bytes, error: Exception) -> DecodeError:
     """Translate what msgspec raised over `value` into a DecodeError."""
-    if value.startswith(NOT_UNPACKED):
-        rule = f"its compressed batch holds more than {MAX_UNPACKED_BYTES} bytes"
-        remedy = "send less in one batch (batch.size of the producer)"
-        return DecodeError(ErrorCode.TOO_LARGE, f"{record_name} {quote(value)}: {rule}; record refused; {remedy}")
+    if isinstance(value, NotUnpacked):
+        rule, remedy = _RULES_OF_BATCHES[value.code]
+        return DecodeError(value.code, f"{record_name} {quote(value)}: {rule}; record refused; {remedy}")
     if isinstance(error, RecursionError):
         return refusal(ErrorCode.TOO_DEEP, f"{record_name} {quote(value)}: nested too deep for the parser")
     if not isinstance(error, msgspec.ValidationError):

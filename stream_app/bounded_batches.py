@@ -1,8 +1,8 @@
 """Compressed batches, unpacked up to a bound: a few kilobytes of zstd may hold gigabytes.
 
 aiokafka unpacks a batch whole before anything of it can be measured. Here a batch that holds more than
-MAX_UNPACKED_BYTES is given up at the bound, and each of its offsets reads as a record whose value begins with
-NOT_UNPACKED, which every decoder refuses as too large. Leans on private names of aiokafka, which
+MAX_UNPACKED_BYTES is given up at the bound, and each of its offsets reads as a record whose value is NotUnpacked,
+which every decoder refuses as too large. Leans on private names of aiokafka, which
 tests/functional/test_bounded_batches.py guards.
 
 Batches of the formats before Kafka 0.11 stay with aiokafka: brokers turn what producers send into the present one.
@@ -18,7 +18,7 @@ from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBa
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
 from schemas.limits import MAX_UNPACKED_BYTES
-from schemas.refusals import NOT_UNPACKED
+from schemas.refusals import ErrorCode, NotUnpacked
 
 MOST_REFUSED_RECORDS = 10_000
 """At most so many records stand for a batch, for its last offsets: its header may claim two thousand million."""
@@ -82,7 +82,7 @@ class _PackedBatch:
     def _refused(self) -> Iterator[_DefaultRecordPy]:
         batch = self._batch
         first, end = batch.base_offset, batch.next_offset
-        value = NOT_UNPACKED + b"offsets %d to %d" % (first, end - 1)
+        value = NotUnpacked.at(first, end - 1, ErrorCode.TOO_LARGE)
         for offset in range(max(first, end - MOST_REFUSED_RECORDS), end):
             yield _DefaultRecordPy(offset, batch.max_timestamp, batch.timestamp_type, None, value, [])
 

@@ -4,7 +4,8 @@
      "key": "u-1", "value": "{...}", "headers": [{"key": "traceparent", "value": "00-..."}]}
 
 Keys and values are strings, or `key_base64` and `value_base64` where the bytes are not UTF-8. A null value is a
-tombstone. `key` and `headers` may be missing.
+tombstone. `key` and `headers` may be missing. `not_unpacked` has the code of a record that was not taken out of its
+batch; its value says where that stands.
 """
 
 import base64
@@ -18,6 +19,7 @@ import orjson
 from msgspec import UNSET, Meta, UnsetType
 
 from schemas.dead_letter import Header
+from schemas.refusals import ErrorCode, NotUnpacked
 from stream_app.errors import SettingsError
 
 # The topics take 2 MiB a record; base64, JSON escapes and headers make at most six times that of it.
@@ -56,6 +58,7 @@ class _Line(msgspec.Struct):
     value: str | UnsetType | None = UNSET
     value_base64: str | UnsetType = UNSET
     headers: list[_HeaderLine] = []
+    not_unpacked: ErrorCode | UnsetType = UNSET
 
 
 _DECODER = msgspec.json.Decoder(_Line)
@@ -98,7 +101,7 @@ def parse_line(line: bytes) -> LogRecord:
         fields.offset,
         fields.timestamp_ms,
         _bytes("key", fields.key, fields.key_base64),
-        _bytes("value", fields.value, fields.value_base64),
+        _value(fields),
         [(one.key, _bytes("header value", one.value, one.value_base64)) for one in fields.headers],
     )
 
@@ -113,9 +116,16 @@ def format_line(record: LogRecord) -> bytes:
         **_text("key", record.key),
         **_text("value", record.value),
     }
+    if isinstance(record.value, NotUnpacked):
+        fields["not_unpacked"] = record.value.code
     if record.headers:
         fields["headers"] = [{"key": key, **_text("value", value)} for key, value in record.headers]
     return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _value(fields: _Line) -> bytes | None:
+    value = _bytes("value", fields.value, fields.value_base64)
+    return value if fields.not_unpacked is UNSET else NotUnpacked(value or b"", fields.not_unpacked)
 
 
 def _bytes(name: str, text: str | UnsetType | None, text_base64: str | UnsetType) -> bytes | None:

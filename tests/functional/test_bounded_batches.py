@@ -19,7 +19,7 @@ from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
 
 from schemas.codec import DecodeError, ErrorCode, decode_candidate_list, decode_interaction, decode_item
 from schemas.limits import DEFAULT_LIMITS
-from schemas.refusals import NOT_UNPACKED
+from schemas.refusals import NotUnpacked
 from stream_app import bounded_batches, lenient_records
 from stream_app.bounded_batches import MOST_REFUSED_RECORDS, BoundedRecords
 from stream_app.lenient_records import _PartitionRecords
@@ -60,7 +60,7 @@ def read(batches: Sequence[bytearray], *, offset: int = 0, aborted: Any = ()) ->
 
 
 def refused(records: Sequence[ConsumerRecord]) -> list[int]:
-    return [one.offset for one in records if one.value is not None and one.value.startswith(NOT_UNPACKED)]
+    return [one.offset for one in records if isinstance(one.value, NotUnpacked)]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -90,6 +90,13 @@ def test_what_stands_for_a_record_is_refused_as_too_large_and_forgets_nobody() -
         with pytest.raises(DecodeError, match=r"b'not unpacked: offsets 3 to 3': .*holds more than 67108864") as caught:
             decode(record.key, record.value, DEFAULT_LIMITS)
         assert caught.value.code is ErrorCode.TOO_LARGE
+
+
+def test_a_record_that_only_says_so_is_not_taken_for_one_that_was_not_unpacked() -> None:
+    value = bytes(NotUnpacked.at(3, 5, ErrorCode.TOO_LARGE))
+    with pytest.raises(DecodeError) as caught:
+        decode_interaction(b"u-1", value, DEFAULT_LIMITS)
+    assert (caught.value.code, "batch" in caught.value.message) == (ErrorCode.NOT_JSON, False)
 
 
 def test_reading_goes_on_inside_a_batch_beyond_the_bound() -> None:

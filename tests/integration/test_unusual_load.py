@@ -14,7 +14,7 @@ from deploy.local import LocalStack
 from schemas.codec import encode
 from schemas.limits import MAX_UNPACKED_BYTES
 from schemas.records import After, Slate, SlateTiming
-from schemas.refusals import NOT_UNPACKED
+from schemas.refusals import NotUnpacked
 from stream_app.recorded_log import LogRecord, parse_line
 from tests.builders import interaction
 from tests.fault_kit import healed, redis_of, serving, stop_gracefully, stored_rows, under_load
@@ -215,7 +215,7 @@ async def test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_
         await stop_gracefully(worker)
     assert stored_rows(where)["u-1"].events == 2
     log, recorded = await rebuilt_and_recorded(where)
-    assert [(one.value or b"")[: len(NOT_UNPACKED)] for one in recorded].count(NOT_UNPACKED) == len(refused)
+    assert sum(isinstance(one.value, NotUnpacked) for one in recorded) == len(refused)
     done = await asyncio.to_thread(where.command, "replay", str(log))
     assert done.returncode == 0, done.stderr
     replayed = json.loads(done.stdout)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.refusals import ErrorCode, NotUnpacked
 from stream_app.recorded_log import MAX_LINE_BYTES, LogRecord, RecordedLogError, format_line, parse_line, read_log
 
 _START = b'{"topic":"interactions","partition":1,"offset":7,"timestamp_ms":5'
@@ -39,6 +40,22 @@ def test_bytes_that_are_utf8_are_written_as_text() -> None:
 def test_bytes_that_are_not_utf8_are_written_as_base64() -> None:
     record = LogRecord("interactions", 1, 7, 5, b"\xff", b"\xfe", [])
     assert format_line(record) == _START + b',"key_base64":"/w==","value_base64":"/g=="}\n'
+
+
+def test_what_was_not_unpacked_is_so_in_the_log_too_and_what_only_says_so_is_not() -> None:
+    value = NotUnpacked.at(3, 7, ErrorCode.TOO_LARGE)
+    line = format_line(LogRecord("interactions", 1, 7, 5, None, value, []))
+    assert line == _START + b',"key":null,"value":"not unpacked: offsets 3 to 7","not_unpacked":"too_large"}\n'
+    read = parse_line(line).value
+    assert (type(read), read) == (NotUnpacked, value)
+    assert isinstance(read, NotUnpacked)
+    assert read.code is ErrorCode.TOO_LARGE
+    assert type(parse_line(format_line(LogRecord("interactions", 1, 7, 5, None, bytes(value), []))).value) is bytes
+
+
+def test_a_code_that_says_nothing_of_a_batch_is_none_of_a_record_that_was_not_unpacked() -> None:
+    with pytest.raises(ValueError, match="not_unpacked='too_deep'"):
+        parse_line(_START + b',"value":"x","not_unpacked":"too_deep"}')
 
 
 def test_a_null_value_is_a_tombstone() -> None:
