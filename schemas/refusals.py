@@ -58,6 +58,10 @@ _RULES_OF_BATCHES = {
         f"its compressed batch holds more than {MAX_UNPACKED_BYTES} bytes",
         "send less in one batch (batch.size of the producer)",
     ),
+    ErrorCode.NOT_JSON: (
+        "its batch cannot be unpacked, or holds no sound records from there on",
+        "send batches as Kafka's client libraries write them",
+    ),
 }
 """By the code of a record that was not taken out of its batch: what is wrong with the batch, and the remedy."""
 

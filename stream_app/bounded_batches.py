@@ -1,33 +1,32 @@
-"""Compressed batches, unpacked up to a bound: a few kilobytes of zstd may hold gigabytes.
+"""Batches of records, unpacked up to a bound, and read whatever they hold.
 
-aiokafka unpacks a batch whole before anything of it can be measured. Here a batch that holds more than
-MAX_UNPACKED_BYTES is given up at the bound, and each of its offsets reads as a record whose value is NotUnpacked,
-which every decoder refuses as too large. Leans on private names of aiokafka, which
-tests/functional/test_bounded_batches.py guards.
+aiokafka unpacks a batch whole before anything of it can be measured, a few kilobytes of zstd may hold gigabytes, and it
+raises out of its fetcher at what it cannot unpack or parse: at the same batch after every restart. Here a batch that
+holds more than MAX_UNPACKED_BYTES is given up at the bound, and one that cannot be unpacked, or read on, at that place:
+each of its offsets from there on reads as a record whose value is NotUnpacked, which every decoder refuses. Leans on
+private names of aiokafka, which tests/functional/test_bounded_batches.py guards.
 
-Batches of the formats before Kafka 0.11 stay with aiokafka: brokers turn what producers send into the present one.
+A wrong checksum stays an error: brokers refuse it from producers, so what was stored was sound, and may be again.
+Batches of the formats before Kafka 0.11 stay with aiokafka: brokers take none from producers any more.
 """
 
-import gzip
-import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
-import cramjam
+from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
 from schemas.limits import MAX_UNPACKED_BYTES
 from schemas.refusals import ErrorCode, NotUnpacked
+from stream_app.unpacking import UnpackError, unpack
 
 MOST_REFUSED_RECORDS = 10_000
 """At most so many records stand for a batch, for its last offsets: its header may claim two thousand million."""
 
 _HEAD_BYTES = _DefaultRecordBatchPy.HEADER_STRUCT.size
 _CODEC_BYTE = _DefaultRecordBatchPy.ATTRIBUTES_OFFSET + 1
-_XERIAL_HEAD = b"\x82SNAPPY\0" + b"\0\0\0\1" * 2
-_USUAL_RATIO = 16
-_LEAST_ROOM_BYTES = 4_096
 
 
 class BoundedRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka has no types
@@ -37,13 +36,12 @@ class BoundedRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka has no
     does; the consumer then fetches the rest again.
     """
 
-    batch_class: Callable[[bytearray], Any] = DefaultRecordBatch
-    """What reads a batch that is unpacked."""
+    readers: Sequence[Callable[[Any], Any]] = (DefaultRecordBatch,)
+    """What reads a batch that is unpacked; each takes over at the first record that the one before it cannot read."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         """Hold the bytes of the fetch."""
         super().__init__(data)
-        self.data = data
         self.unpacked_bytes = 0
 
     def has_next(self) -> bool:
@@ -53,15 +51,13 @@ class BoundedRecords(_MemoryRecordsPy):  # type: ignore[misc]  # aiokafka has no
     def next_batch(self) -> Any:
         """Return the next batch, to be unpacked when its records are asked for."""
         data, batch = self._next_slice, super().next_batch()
-        if not isinstance(batch, DefaultRecordBatch):
+        if not isinstance(batch, DefaultRecordBatch) or batch.is_control_batch:
             return batch
-        if batch.compression_type in _UNPACK and not batch.is_control_batch:
-            return _PackedBatch(data, batch, self)
-        return batch if self.batch_class is DefaultRecordBatch else self.batch_class(data)
+        return _Batch(data, batch, self)
 
 
-class _PackedBatch:
-    """A compressed batch; its header and its checksum are those of `batch`, as aiokafka reads them."""
+class _Batch:
+    """A batch; its header and its checksum are those of `batch`, as aiokafka reads them."""
 
     def __init__(self, data: memoryview, batch: Any, records: BoundedRecords) -> None:
         self._data, self._batch, self._records = data, batch, records
@@ -70,76 +66,51 @@ class _PackedBatch:
         return getattr(self._batch, name)
 
     def __iter__(self) -> Iterator[Any]:
-        body = _UNPACK[self._batch.compression_type](bytes(self._data[_HEAD_BYTES:]), MAX_UNPACKED_BYTES)
-        self._records.unpacked_bytes += MAX_UNPACKED_BYTES if body is None else len(body)
+        """Yield its records, and from the first one that cannot be read on what stands for them.
+
+        A record at an offset that is not its batch's would move the consumer, its commits and the fence of a row there.
+        """
+        offset, end, read = self._batch.base_offset, self._batch.next_offset, 0
+        try:
+            plain = self._unpacked()
+        except UnpackError:
+            yield from self._refused(offset, ErrorCode.NOT_JSON)
+            return
+        if plain is None:
+            yield from self._refused(offset, ErrorCode.TOO_LARGE)
+            return
+        for reader in self._records.readers:
+            try:
+                for record in islice(reader(plain), read, None):
+                    if not offset <= record.offset < end:
+                        break
+                    offset, read = record.offset + 1, read + 1
+                    yield record
+                else:
+                    return
+            except (CorruptRecordException, UnicodeDecodeError):
+                continue
+            except (OverflowError, MemoryError):  # wild lengths make aiokafka ask for more memory than there is
+                if reader is not DefaultRecordBatch:
+                    raise
+        yield from self._refused(offset, ErrorCode.NOT_JSON)
+
+    def _unpacked(self) -> Any:
+        """Return the batch without compression, None where that is more than the bound."""
+        if not self._batch.compression_type:
+            return self._data
+        self._records.unpacked_bytes += MAX_UNPACKED_BYTES  # what cannot be unpacked may cost as much before it shows
+        body = unpack(self._batch.compression_type, bytes(self._data[_HEAD_BYTES:]), MAX_UNPACKED_BYTES)
         if body is None:
-            return self._refused()
+            return None
+        self._records.unpacked_bytes += len(body) - MAX_UNPACKED_BYTES
         plain = bytearray(self._data[:_HEAD_BYTES])
         plain[_CODEC_BYTE] &= ~_DefaultRecordBatchPy.CODEC_MASK
         plain += body
-        return iter(self._records.batch_class(plain))
+        return plain
 
-    def _refused(self) -> Iterator[_DefaultRecordPy]:
-        batch = self._batch
-        first, end = batch.base_offset, batch.next_offset
-        value = NotUnpacked.at(first, end - 1, ErrorCode.TOO_LARGE)
-        for offset in range(max(first, end - MOST_REFUSED_RECORDS), end):
-            yield _DefaultRecordPy(offset, batch.max_timestamp, batch.timestamp_type, None, value, [])
-
-
-def _unpack_gzip(packed: bytes, most_bytes: int) -> bytes | None:
-    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
-        body = stream.read(most_bytes + 1)
-    return body if len(body) <= most_bytes else None
-
-
-def _unpack_snappy(packed: bytes, most_bytes: int) -> bytes | None:
-    blocks = list(_snappy_blocks(packed))
-    if sum(map(cramjam.snappy.decompress_raw_len, blocks)) > most_bytes:
-        return None
-    return b"".join(map(cramjam.snappy.decompress_raw, blocks))
-
-
-def _snappy_blocks(packed: bytes) -> Iterator[bytes]:
-    """Yield the blocks, each of which begins with its unpacked length; Java's clients put several into a batch."""
-    if not packed.startswith(_XERIAL_HEAD):
-        yield packed
-        return
-    start = len(_XERIAL_HEAD)
-    while start < len(packed):
-        end = start + 4 + int.from_bytes(packed[start : start + 4], "big")
-        yield packed[start + 4 : end]
-        start = end
-
-
-def _into_room(decompress_into: Callable[[bytes, bytearray], int]) -> Callable[[bytes, int], memoryview | None]:
-    """Return an unpacker for a codec that tells no length: it ends where its room does, and gets more, up to the bound.
-
-    Room is touched when it is made, so making all of it for every batch would cost more than unpacking does.
-    """
-
-    def unpack(packed: bytes, most_bytes: int) -> memoryview | None:
-        room_bytes = _LEAST_ROOM_BYTES + _USUAL_RATIO * len(packed)
-        while True:
-            room = bytearray(min(room_bytes, most_bytes))
-            try:
-                return memoryview(room)[: decompress_into(packed, room)]
-            except cramjam.DecompressionError as error:
-                if str(error) != _NO_ROOM:
-                    raise
-            if room_bytes >= most_bytes:
-                return None
-            room_bytes *= _USUAL_RATIO
-
-    return unpack
-
-
-_NO_ROOM = "failed to write whole buffer"
-
-_UNPACK: Mapping[int, Callable[[bytes, int], bytes | memoryview | None]] = {
-    _DefaultRecordBatchPy.CODEC_GZIP: _unpack_gzip,
-    _DefaultRecordBatchPy.CODEC_SNAPPY: _unpack_snappy,
-    _DefaultRecordBatchPy.CODEC_LZ4: _into_room(cramjam.lz4.decompress_into),
-    _DefaultRecordBatchPy.CODEC_ZSTD: _into_room(cramjam.zstd.decompress_into),
-}
-"""By aiokafka's number of a codec: (packed, most_bytes) to what was packed, or None where that is more."""
+    def _refused(self, offset: int, code: ErrorCode) -> Iterator[_DefaultRecordPy]:
+        batch, end = self._batch, self._batch.next_offset
+        value = NotUnpacked.at(batch.base_offset, end - 1, code)
+        for one in range(max(offset, end - MOST_REFUSED_RECORDS), end):
+            yield _DefaultRecordPy(one, batch.max_timestamp, batch.timestamp_type, None, value, [])

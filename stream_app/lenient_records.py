@@ -1,68 +1,125 @@
-"""Records with header names that are not UTF-8, which aiokafka does not read.
+"""What aiokafka does not read of what brokers take, read as Java does.
 
 Brokers take any bytes as the name of a header, and Java's clients read U+FFFD for what is not UTF-8. aiokafka 0.14
 raises out of its fetcher instead, at the same record after every restart: one such record would end every consumer of
-its partition. `install` makes aiokafka read as Java does, and unpack no batch beyond the bound of bounded_batches. It
-leans on private names of aiokafka, which tests/functional/test_lenient_records.py guards.
+its partition. So it does at attributes of a record above 127, which it takes for a longer number, and at a control
+batch without a marker, which compaction leaves. `install` makes aiokafka read them, and every batch within the bounds
+of bounded_batches. It leans on private names of aiokafka, which tests/functional/test_lenient_records.py guards.
 """
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
-from aiokafka import ConsumerRecord
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.consumer import fetcher
-from aiokafka.record.default_records import _DefaultRecordBatchPy
-from aiokafka.record.memory_records import _MemoryRecordsPy
+from aiokafka.errors import CorruptRecordException, KafkaError
+from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 
+from schemas.dead_letter import Header
 from stream_app.bounded_batches import BoundedRecords
 
-
-class _LenientBytes(bytearray):
-    """Bytes whose slices decode whatever they hold: the only text in a batch are the names of headers."""
-
-    def __getitem__(self, key: Any, /) -> Any:
-        found = super().__getitem__(key)
-        return _LenientBytes(found) if isinstance(key, slice) else found
-
-    def decode(self, encoding: str = "utf-8", errors: str = "replace") -> str:
-        return super().decode(encoding, errors)
-
-
-class _LenientBatch(_DefaultRecordBatchPy):  # type: ignore[misc]  # aiokafka has no types
-    _buffer: Any
-
-    def _maybe_uncompress(self) -> None:
-        super()._maybe_uncompress()
-        self._buffer = _LenientBytes(self._buffer)
+_HEAD = _DefaultRecordBatchPy.HEADER_STRUCT
 
 
 class _LenientRecords(BoundedRecords):
-    batch_class = _LenientBatch
+    readers = (*BoundedRecords.readers, lambda plain: _records(bytes(plain)))
+
+
+def _records(plain: bytes) -> Iterator[_DefaultRecordPy]:
+    """Yield the records of a batch that is not compressed, bounds checked, as Java reads them.
+
+    Raises:
+        CorruptRecordException: a record is none, or there are more bytes than records.
+    """
+    (base_offset, _, _, _, _, attributes, _, first_timestamp, max_timestamp, *_, count) = _HEAD.unpack_from(plain)
+    appended = bool(attributes & _DefaultRecordBatchPy.TIMESTAMP_TYPE_MASK)
+    fields = _Fields(plain, _HEAD.size, len(plain))
+    for _ in range(count):
+        delta, offset_delta, key, value, headers = _record(fields)
+        timestamp = max_timestamp if appended else _signed(first_timestamp + delta, 64)
+        yield _DefaultRecordPy(base_offset + offset_delta, timestamp, int(appended), key, value, headers)
+    fields.check_end()
+
+
+def _record(fields: "_Fields") -> tuple[int, int, bytes | None, bytes | None, list[Header]]:
+    inner = fields.inner(fields.number(32))
+    inner.skip(1)  # attributes: a byte, and nothing is defined in it
+    head = inner.number(64), inner.number(32), inner.data(), inner.data()
+    headers: list[Header] = []
+    for _ in range(inner.number(32)):
+        name, value = inner.data(), inner.data()
+        if name is None:
+            raise CorruptRecordException("a header without a name")
+        headers.append((name.decode(errors="replace"), value))
+    inner.check_end()
+    return (*head, headers)
+
+
+class _Fields:
+    """Reads one field after another, from `start` up to `end`."""
+
+    def __init__(self, buffer: bytes, start: int, end: int) -> None:
+        self._buffer, self._start, self._end = buffer, start, end
+
+    def skip(self, length: int) -> int:
+        """Go on behind so many bytes, and return where they began."""
+        start, behind = self._start, self._start + length
+        if not start <= behind <= self._end:
+            raise CorruptRecordException(f"{length} bytes at {start}, which ends at {self._end}")
+        self._start = behind
+        return start
+
+    def inner(self, length: int) -> "_Fields":
+        """Return the fields inside so many bytes, and go on behind them."""
+        return _Fields(self._buffer, self.skip(length), self._start)
+
+    def number(self, bits: int) -> int:
+        """Return a number in zigzag, seven bits a byte, as large as Java's int or long."""
+        found, shift = 0, 0
+        while True:
+            byte = self._buffer[self.skip(1)]
+            found |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return _signed((found >> 1) ^ -(found & 1), bits)
+            shift += 7
+            if shift >= bits:
+                raise CorruptRecordException(f"a number longer than {bits} bits")
+
+    def data(self) -> bytes | None:
+        """Return bytes behind their length; a negative one is that of null."""
+        length = self.number(32)
+        return None if length < 0 else self._buffer[self.skip(length) : self._start]
+
+    def check_end(self) -> None:
+        """Refuse bytes that are left."""
+        if self._start != self._end:
+            raise CorruptRecordException(f"{self._end - self._start} bytes behind the last field")
+
+
+def _signed(number: int, bits: int) -> int:
+    half = 1 << (bits - 1)
+    return (number + half) % (2 * half) - half
 
 
 class _PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    _records: Any
+    _tp: TopicPartition
 
     def _unpack_records(self) -> Iterator[ConsumerRecord]:
         try:
             yield from super()._unpack_records()
-        except UnicodeDecodeError:
-            self._records = _LenientRecords(_behind(self._records.data, self.next_fetch_offset))
-            yield from super()._unpack_records()
+        except CorruptRecordException as error:
+            raise CorruptRecordException(
+                f"{self._tp.topic}, partition {self._tp.partition}, offset {self.next_fetch_offset}: {error}: damaged "
+                "since the broker took it; nothing is read from there on; read again, and if it stays, from another "
+                "replica, or delete the records of the partition up to behind it"
+            ) from None
 
-
-def _behind(data: bytes, offset: int) -> memoryview:
-    """Return the batches from the first one on that holds `offset` or a later one.
-
-    aiokafka sets the next offset back to the end of each batch that it passes, and would yield again what follows.
-    """
-    batches, start = _MemoryRecordsPy(data), 0
-    while batches.has_next():
-        end = batches._pos
-        if batches.next_batch().next_offset > offset:
-            break
-        start = end
-    return memoryview(data)[start:]
+    def _contains_abort_marker(self, next_batch: Any) -> bool:
+        try:
+            return bool(super()._contains_abort_marker(next_batch))
+        except (KafkaError, TypeError, struct.error):  # no record, a damaged one, no key, a short one
+            return False
 
 
 def install() -> None:
@@ -70,5 +127,5 @@ def install() -> None:
 
     May be called again.
     """
-    fetcher.MemoryRecords = BoundedRecords
+    fetcher.MemoryRecords = _LenientRecords
     fetcher.PartitionRecords = _PartitionRecords

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiokafka import codec
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.util import calc_crc32c
+from aiokafka.record.util import calc_crc32c, encode_varint
 
 NAME = "header-to-be-odd"
 ODD_NAME = b"\xff\xfe\x80\xc3(\xed\xa0\x80-is-odd!"
@@ -27,7 +27,7 @@ PACKINGS: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {
 """Each form in which a batch may be compressed."""
 
 HEAD_BYTES = 61
-_LENGTH, _CRC, _ATTRIBUTES, _LAST_OFFSET_DELTA, _COUNT = 8, 17, 21, 23, 57
+_LENGTH, _CRC, _ATTRIBUTES, _LAST_OFFSET_DELTA, _FIRST_TIMESTAMP, _COUNT = 8, 17, 21, 23, 27, 57
 _CONTROL = 0x20
 _ABORT, _COMMIT = b"\0\0\0\0", b"\0\0\0\1"
 
@@ -68,6 +68,50 @@ def claiming(built: bytearray, records: int) -> bytearray:
     """Return a batch whose header claims a number of records, whatever it holds."""
     struct.pack_into(">i", built, _LAST_OFFSET_DELTA, records - 1)
     struct.pack_into(">i", built, _COUNT, records)
+    return _sealed(built)
+
+
+def holding(
+    body: bytes, *, codec: int = 0, claimed: int = 3, counted: int | None = None, control: bool = False
+) -> bytearray:
+    """Return a batch whose body is as given, whatever the codec and the number of records that its header claims.
+
+    `counted`: the number of records where it is not that of the offsets.
+    """
+    built = batch(0, [[]])
+    built[HEAD_BYTES:] = body
+    built[_ATTRIBUTES + 1] |= codec | (_CONTROL if control else 0)
+    struct.pack_into(">i", built, _LAST_OFFSET_DELTA, claimed - 1)
+    struct.pack_into(">i", built, _COUNT, claimed if counted is None else counted)
+    return _sealed(built)
+
+
+def record_bytes(
+    offset_delta: int,
+    key: bytes,
+    value: bytes,
+    *,
+    more_bytes: int = 0,
+    attributes: int = 0,
+    value_bytes: int | None = None,
+) -> bytes:
+    """Return a record as it stands in a body; it claims to be longer by `more_bytes`, its value to be `value_bytes`."""
+    lengths = len(key), len(value) if value_bytes is None else value_bytes
+    key_length, value_length = map(varint, lengths)
+    parts = bytes([attributes]), varint(0), varint(offset_delta), key_length, key, value_length, value, varint(0)
+    body = b"".join(parts)
+    return varint(len(body) + more_bytes) + body
+
+
+def varint(number: int) -> bytes:
+    into = bytearray()
+    encode_varint(number, into.append)
+    return bytes(into)
+
+
+def stamped(built: bytearray, timestamp_ms: int) -> bytearray:
+    """Return a batch with another time for its first record, and for its last."""
+    struct.pack_into(">qq", built, _FIRST_TIMESTAMP, timestamp_ms, timestamp_ms)
     return _sealed(built)
 
 

@@ -1,38 +1,40 @@
-"""Batches that hold more than a worker unpacks: all their offsets are refused, and nothing beside them.
+"""Batches that hold more than a worker unpacks, or what nobody can read: refused there, and nothing beside them.
 
 A newer aiokafka or cramjam that changes what we lean on fails here first.
 """
 
 import inspect
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import cramjam
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.codec import DecodeError, ErrorCode, decode_candidate_list, decode_interaction, decode_item
 from schemas.limits import DEFAULT_LIMITS
 from schemas.refusals import NotUnpacked
 from stream_app import bounded_batches, lenient_records
 from stream_app.bounded_batches import MOST_REFUSED_RECORDS, BoundedRecords
-from stream_app.lenient_records import _PartitionRecords
-from tests.raw_batches import HEAD_BYTES, NAME, PACKINGS, batch, claiming, marker
+from stream_app.lenient_records import _LenientRecords, _PartitionRecords
+from tests.odd_batches import SLOTS, OddBatch, odd_batches
+from tests.raw_batches import HEAD_BYTES, NAME, PACKINGS, batch, claiming, holding, marker
 
 TP = TopicPartition("interactions", 0)
 STOCK: Any = (_PartitionRecords.__base__, MemoryRecords)
-OURS: Any = (_PartitionRecords, BoundedRecords)
+OURS: Any = (_PartitionRecords, _LenientRecords)
 BOUND_BYTES = 10_000
 PADDED: list[tuple[str, bytes | None]] = [("padding", bytes(BOUND_BYTES // 2))]
 SMALL: list[tuple[str, bytes | None]] = [("plain", b"1")]
 ODD: list[tuple[str, bytes | None]] = [(NAME, b"1")]
 BOMB: Sequence[list[tuple[str, bytes | None]]] = [PADDED, PADDED, PADDED]
+PAIRS = [(b"u-%d" % n, b'{"n":%d}' % n) for n in range(SLOTS)]
+ODD_BATCHES = odd_batches(PAIRS)
 
 
 @pytest.fixture(autouse=True)
@@ -90,13 +92,6 @@ def test_what_stands_for_a_record_is_refused_as_too_large_and_forgets_nobody() -
         with pytest.raises(DecodeError, match=r"b'not unpacked: offsets 3 to 3': .*holds more than 67108864") as caught:
             decode(record.key, record.value, DEFAULT_LIMITS)
         assert caught.value.code is ErrorCode.TOO_LARGE
-
-
-def test_a_record_that_only_says_so_is_not_taken_for_one_that_was_not_unpacked() -> None:
-    value = bytes(NotUnpacked.at(3, 5, ErrorCode.TOO_LARGE))
-    with pytest.raises(DecodeError) as caught:
-        decode_interaction(b"u-1", value, DEFAULT_LIMITS)
-    assert (caught.value.code, "batch" in caught.value.message) == (ErrorCode.NOT_JSON, False)
 
 
 def test_reading_goes_on_inside_a_batch_beyond_the_bound() -> None:
@@ -159,54 +154,92 @@ def test_a_damaged_batch_is_no_batch_beyond_the_bound(packing: str) -> None:
         read([damaged])
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-def test_what_no_codec_can_unpack_is_an_error_and_not_too_large(packing: str) -> None:
-    number, encode = PACKINGS[packing]
-    with pytest.raises((cramjam.DecompressionError, EOFError)):
-        bounded_batches._UNPACK[number](bytes(encode(b"of some length"))[:-9], BOUND_BYTES)
+@pytest.mark.parametrize("odd", ODD_BATCHES.values(), ids=ODD_BATCHES)
+def test_an_odd_batch_is_read_as_far_as_it_goes_and_refused_from_there_on(odd: OddBatch) -> None:
+    found = read([odd.built])
+    assert [(one.offset, one.key, one.value) for one in found[: odd.read]] == [
+        (number, *pair) for number, pair in enumerate(PAIRS[: odd.read])
+    ]
+    assert refused(found) == list(range(odd.read, SLOTS))
+    assert {one.value for one in found[odd.read :]} <= {b"not unpacked: offsets 0 to 2"}
 
 
-_UNPACK_MUCH = """
-import gzip, io, resource
-import cramjam
-from stream_app.bounded_batches import _UNPACK
-
-MIB = 1 << 20
-MUCH_MIB = 600
-
-def packed(name):
-    if name == "gzip":
-        into = io.BytesIO()
-        with gzip.GzipFile(fileobj=into, mode="wb", compresslevel=1) as stream:
-            for _ in range(MUCH_MIB):
-                stream.write(bytes(MIB))
-        return into.getvalue()
-    compressor = getattr(cramjam, name).Compressor()
-    for _ in range(MUCH_MIB):
-        compressor.compress(bytes(MIB))
-    return bytes(compressor.finish())
-
-bombs = {number: packed(name) for name, number in (("gzip", 1), ("lz4", 3), ("zstd", 4))}
-resource.setrlimit(resource.RLIMIT_AS, (500 * MIB, 500 * MIB))
-print([_UNPACK[number](bomb, 16 * MIB) for number, bomb in bombs.items()])
-"""
+@pytest.mark.parametrize("odd", ODD_BATCHES.values(), ids=ODD_BATCHES)
+def test_the_neighbours_of_an_odd_batch_are_read_as_ever_and_reading_goes_on_inside_it(odd: OddBatch) -> None:
+    before, behind = batch(0, [SMALL, SMALL]), batch(5, [SMALL, []], compression="lz4")
+    between = odd.built[:]
+    between[:8] = (2).to_bytes(8, "big")  # no part of what the checksum covers
+    whole = read([before, between, behind])
+    assert [one.offset for one in whole] == list(range(7))
+    assert whole[:2] + whole[5:] == list(reader([before, behind], stock=True))
+    for offset in range(2, 5):
+        assert read([between, behind], offset=offset) == whole[offset:]
 
 
-def test_a_process_that_may_have_500_mebibytes_gives_up_batches_of_600() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _UNPACK_MUCH], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert (done.stdout, done.stderr) == ("[None, None, None]\n", "")
+def test_what_stands_for_a_record_that_cannot_be_read_is_no_json_and_forgets_nobody() -> None:
+    [record] = read([holding(b"garbage", codec=1, claimed=1)])
+    assert (record.key, record.value, record.headers) == (None, b"not unpacked: offsets 0 to 0", ())
+    for decode in (decode_interaction, decode_candidate_list, decode_item):
+        with pytest.raises(DecodeError, match=r"b'not unpacked: offsets 0 to 0': .*cannot be unpacked.*;.*;") as caught:
+            decode(record.key, record.value, DEFAULT_LIMITS)
+        assert caught.value.code is ErrorCode.NOT_JSON
 
 
-def test_a_snappy_block_says_its_length_before_it_is_unpacked() -> None:
-    lies = b"\xff\xff\xff\xff\x0f" + b"short"  # a block of 4 GiB
-    assert bounded_batches._UNPACK[2](lies, BOUND_BYTES) is None
+def test_a_record_that_only_says_so_is_not_taken_for_one_that_was_not_unpacked() -> None:
+    value = bytes(NotUnpacked.at(3, 5, ErrorCode.TOO_LARGE))
+    with pytest.raises(DecodeError) as caught:
+        decode_interaction(b"u-1", value, DEFAULT_LIMITS)
+    assert (caught.value.code, "batch" in caught.value.message) == (ErrorCode.NOT_JSON, False)
+
+
+def test_an_odd_batch_in_an_aborted_transaction_never_was() -> None:
+    garbage = claiming(batch(0, [SMALL], compression="gzip", producer_id=7), 3)
+    found = read([garbage, marker(3, 7, aborts=True), batch(4, [SMALL])], aborted=[(7, 0)])
+    assert [one.offset for one in found] == [4]
+
+
+def test_a_fetch_ends_behind_a_batch_that_cannot_be_unpacked_for_it_may_have_cost_as_much_as_the_bound() -> None:
+    records = reader([holding(b"garbage", codec=4, claimed=1), batch(1, [SMALL])])
+    assert [one.offset for one in records] == [0]
+    assert records.next_fetch_offset == 1
+
+
+@given(
+    codec=st.integers(0, 7),
+    body=st.binary(max_size=200),
+    damage=st.lists(st.tuples(st.integers(0, 10_000), st.integers(1, 255)), max_size=5),
+    sound=st.sampled_from(["", *PACKINGS]),
+    counted=st.sampled_from([3, 3, 3, 0, 1, 2, 4, 2**31 - 1, -(2**31)]),
+)
+def test_whatever_a_batch_holds_its_offsets_are_passed_in_order_and_nothing_is_raised(
+    codec: int, body: bytes, damage: list[tuple[int, int]], sound: str, counted: int
+) -> None:
+    batches = [holding(body, codec=codec, counted=counted)]
+    if damage:
+        packed = bytearray(batch(0, [ODD, SMALL, []], odd=True, compression=sound))
+        for place, change in damage:
+            packed[HEAD_BYTES + place % (len(packed) - HEAD_BYTES)] ^= change
+        batches.append(holding(bytes(packed[HEAD_BYTES:]), codec=packed[22] & 7, counted=counted))
+    for one in batches:
+        records = reader([one])
+        offsets = [record.offset for record in records]
+        assert offsets == sorted(set(offsets))
+        assert set(offsets) <= {0, 1, 2}
+        assert records.next_fetch_offset == 3
+
+
+def test_a_wrong_checksum_is_an_error_that_says_where_and_what_to_do() -> None:
+    damaged = batch(2, [SMALL])
+    damaged[-1] ^= 1
+    records = reader([batch(0, [SMALL, SMALL]), damaged])
+    assert [next(records).offset for _ in range(2)] == [0, 1]
+    with pytest.raises(CorruptRecordException, match=r"interactions, partition 0, offset 2: .*;.*; read again"):
+        next(records)
 
 
 def test_every_private_name_that_this_leans_on_is_there() -> None:
     lenient_records.install()
-    assert fetcher.MemoryRecords is BoundedRecords
+    assert issubclass(fetcher.MemoryRecords, BoundedRecords)
     assert "MemoryRecords(part_data[-1])" in inspect.getsource(fetcher.Fetcher._proc_fetch_request)
     wanted = "while records.has_next():\n            next_batch = records.next_batch()"
     assert wanted in inspect.getsource(STOCK[0])

@@ -1,4 +1,4 @@
-"""Header names that are not UTF-8: aiokafka ends at them, and we read them as Java does. No broker needed.
+"""Header names that are not UTF-8, and markers of no kind: aiokafka ends at them, and we do not. No broker needed.
 
 A newer aiokafka that reads them, or that changes what we lean on, fails here first.
 """
@@ -12,21 +12,23 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
-from aiokafka.record.default_records import DefaultRecordBatch, _DefaultRecordBatchPy
-from aiokafka.record.memory_records import MemoryRecords, _MemoryRecordsPy
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder, _DefaultRecordBatchPy
+from aiokafka.record.memory_records import MemoryRecords
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.dead_letter import DeadLetter
+from schemas.refusals import NotUnpacked
 from stream_app import interactions_log, lenient_records, transport
-from stream_app.bounded_batches import BoundedRecords
 from stream_app.commands import reading
-from stream_app.lenient_records import _PartitionRecords
-from tests.raw_batches import CODECS, NAME, READ_NAME, batch, marker
+from stream_app.lenient_records import _LenientRecords, _PartitionRecords, _records
+from tests.raw_batches import CODECS, HEAD_BYTES, NAME, READ_NAME, batch, holding, marker, record_bytes
 
 TP = TopicPartition("interactions", 0)
 PLAIN: list[tuple[str, bytes | None]] = [("plain", b"1"), ("null", None)]
 ODD: list[tuple[str, bytes | None]] = [("plain", b"\xff"), (NAME, b"\0\xff"), (NAME, None)]
 STOCK: Any = (_PartitionRecords.__base__, MemoryRecords)
-OURS: Any = (_PartitionRecords, BoundedRecords)
+OURS: Any = (_PartitionRecords, _LenientRecords)
 MOSTLY_GOOD: Sequence[list[tuple[str, bytes | None]]] = (PLAIN, ODD, [])
 
 
@@ -116,6 +118,54 @@ def test_a_damaged_batch_behind_an_odd_header_name_is_still_refused() -> None:
         next(records)
 
 
+@pytest.mark.parametrize("length", [2**63 - 1, 2**63 - 70, 2**62, -(2**63)])
+def test_a_wild_length_is_refused_whatever_aiokafka_makes_of_it(length: int) -> None:
+    body = record_bytes(0, b"k", b"sound") + record_bytes(1, b"k" * 90, b"v", value_bytes=length)
+    found = list(reader(OURS, [holding(body, claimed=2)]))
+    assert [(one.offset, type(one.value)) for one in found] == [(0, bytes), (1, NotUnpacked)]
+
+
+@pytest.mark.parametrize("attributes", [1, 0x7F, 0x80, 0xFF])
+def test_the_attributes_of_a_record_are_a_byte(attributes: int) -> None:
+    body = record_bytes(0, b"u-1", b"value", attributes=attributes)
+    [found] = reader(OURS, [holding(body, claimed=1)])
+    assert (found.offset, found.timestamp, found.key, found.value) == (0, 1_000, b"u-1", b"value")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff" * 9, record_bytes(0, b"", b"no type"), record_bytes(0, b"\0\0\0", b"half a type")]
+)
+def test_a_control_batch_without_a_marker_is_passed(body: bytes) -> None:
+    unmarked = holding(body, claimed=1, counted=min(1, len(body)), control=True)
+    records = reader(OURS, [unmarked, batch(1, [PLAIN])], isolation_level=fetcher.READ_COMMITTED)
+    assert [record.offset for record in records] == [1]
+    assert records.next_fetch_offset == 2
+
+
+_BYTES = st.none() | st.binary(max_size=200)
+_RECORDS = st.lists(
+    st.tuples(st.integers(0, 2**62), _BYTES, _BYTES, st.lists(st.tuples(st.text(max_size=70), _BYTES), max_size=3)),
+    max_size=4,
+)
+
+
+@given(_RECORDS, st.booleans())
+def test_what_aiokafka_reads_is_read_as_it_does(records: list[Any], appended: bool) -> None:
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, 1 << 20)
+    for number, (timestamp, key, value, headers) in enumerate(records):
+        builder.append(number, timestamp, key, value, headers)
+    built = builder.build()
+    if appended:
+        built[22] |= _DefaultRecordBatchPy.TIMESTAMP_TYPE_MASK
+    found = [
+        (one.offset, one.timestamp, one.timestamp_type, one.key, one.value, one.headers) for one in _records(built)
+    ]
+    assert found == [
+        (one.offset, one.timestamp, one.timestamp_type, one.key, one.value, one.headers)
+        for one in DefaultRecordBatch(built)
+    ]
+
+
 def test_every_module_that_makes_consumers_reads_leniently_and_twice_is_once() -> None:
     for module in (transport, interactions_log, reading):
         assert "lenient_records.install()" in inspect.getsource(module)
@@ -144,8 +194,7 @@ def test_a_dead_letter_with_such_headers_can_be_produced() -> None:
 
 def test_every_private_name_that_this_leans_on_is_there() -> None:
     assert DefaultRecordBatch is not _DefaultRecordBatchPy  # compiled: the one that raises UnicodeDecodeError
-    wanted = {"self._records", "self.next_fetch_offset", "self._records_iterator = self._unpack_records()"}
-    assert [name for name in wanted if name not in inspect.getsource(STOCK[0])] == []
-    assert {"_next_slice", "_pos"} <= vars(_MemoryRecordsPy(b"")).keys()
-    assert {"_maybe_uncompress", "_read_msg"} <= vars(_DefaultRecordBatchPy).keys()
-    assert {"_buffer"} <= vars(_DefaultRecordBatchPy(bytes(batch(0, [[]])))).keys()
+    assert {"_unpack_records", "_contains_abort_marker"} <= vars(STOCK[0]).keys()
+    assert "self._records_iterator = self._unpack_records()" in inspect.getsource(STOCK[0])
+    assert {"_tp", "next_fetch_offset"} <= vars(reader(STOCK, [])).keys()
+    assert _DefaultRecordBatchPy.HEADER_STRUCT.size == HEAD_BYTES

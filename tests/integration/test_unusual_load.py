@@ -3,22 +3,26 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.produce import ProduceRequest
 
 from deploy.local import LocalStack
 from schemas.codec import encode
 from schemas.limits import MAX_UNPACKED_BYTES
-from schemas.records import After, Slate, SlateTiming
+from schemas.records import After, CandidateList, Interaction, Slate, SlateTiming
 from schemas.refusals import NotUnpacked
 from stream_app.recorded_log import LogRecord, parse_line
 from tests.builders import interaction
-from tests.fault_kit import healed, redis_of, serving, stop_gracefully, stored_rows, under_load
-from tests.raw_batches import CODECS, READ_NAME, batch
+from tests.fault_kit import exit_code, healed, launched, redis_of, serving, stop_gracefully, stored_rows, under_load
+from tests.odd_batches import SLOTS, OddBatch, odd_batches
+from tests.raw_batches import CODECS, READ_NAME, batch, stamped
 from tests.tiny_artefact import write_tiny_artefact
 from tests.worker_health import samples, total, until_metrics
 from tests.worker_kit import Site, client, site
@@ -220,6 +224,102 @@ async def test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_
     assert done.returncode == 0, done.stderr
     replayed = json.loads(done.stdout)
     assert (replayed["outcomes"], replayed["dead_letters"]) == ({"ranked": 2}, {"too_large": len(refused)})
+
+
+async def produced(where: Site, topic: str, partition: int, built: bytearray) -> int | None:
+    """Produce a batch as it is, and return the offset of its first record; None where the broker refuses it."""
+    topic = f"{where.prefix}{topic}"
+    kafka = AIOKafkaClient(bootstrap_servers=where.bootstrap_servers)
+    try:
+        await kafka.bootstrap()
+        kafka.add_topic(topic)
+        await kafka.force_metadata_update()
+        leader = kafka.cluster.leader_for_partition(TopicPartition(topic, partition))
+        request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, bytes(built))])])
+        [(_, [(_, error, offset, *_)])] = (await kafka.send(leader, request)).topics
+    finally:
+        await kafka.close()
+    return None if error else offset
+
+
+def odd_batch(name: str, records: Sequence[Interaction | CandidateList]) -> OddBatch:
+    return odd_batches([(record.user_id.encode(), encode(record)) for record in records])[name]
+
+
+async def test_what_no_client_library_makes_is_read_or_refused_and_ends_no_worker(
+    where: Site, test_broker: str
+) -> None:
+    await where.create_topics(PARTITIONS)
+    names = list(odd_batches([(b"", b"")] * SLOTS))
+    answered: list[str] = []
+    refused: dict[tuple[bytes, bytes], bytes] = {}
+    taken, applied = [], 0
+    async with client(where) as outsider:
+        partition = (await outsider.interact(interaction(event_id="before"))).partition
+        for name in names:
+            clicks = [interaction(event_id=f"{name} {number}") for number in range(SLOTS)]
+            lists = [ask() for _ in range(SLOTS)]
+            for topic, odd in (("interactions", odd_batch(name, clicks)), ("candidates", odd_batch(name, lists))):
+                offset = await produced(where, topic, partition, stamped(odd.built, int(time.time() * 1_000)))
+                if offset is None:
+                    continue
+                taken.append((name, topic))
+                value = b"not unpacked: offsets %d to %d" % (offset, offset + SLOTS - 1)
+                for at in range(offset + odd.read, offset + SLOTS):
+                    refused[f"{where.prefix}{topic}".encode(), b"%d" % at] = value
+                if topic == "interactions":
+                    applied += odd.read
+                else:
+                    answered += [one.request_id for one in lists[: odd.read]]
+        expected = [name for name in names if odd_batch(name, clicks).is_taken_by(test_broker)]
+        assert taken == [(name, topic) for name in expected for topic in ("interactions", "candidates")]
+        last = await outsider.interact(interaction(event_id="behind"))
+        elsewhere = await outsider.interact(interaction(event_id="elsewhere", user_id="u-2"))
+        assert elsewhere.partition != partition
+        behind = [ask(after=last), ask("u-2", after=elsewhere)]
+        for one in behind:
+            await outsider.send("candidates", one.user_id.encode(), encode(one))
+        answered += [one.request_id for one in behind]
+        worker = await serving(where)
+        await outsider.until(
+            lambda: (len(outsider.slates), len(outsider.dead_letters)) == (len(answered), len(refused))
+        )
+        assert {slate.outcome for slate in outsider.slates} == {"ranked"}
+        assert sorted(slate.request_id for slate in outsider.slates) == sorted(answered)
+        assert {
+            (one.headers["__connect.errors.topic"], one.headers["__connect.errors.offset"]): one.value
+            for one in outsider.dead_letters
+        } == refused
+        assert {(one.code, one.key) for one in outsider.dead_letters} == {("not_json", None)}
+        await stop_gracefully(worker)
+    rows = stored_rows(where)
+    assert (rows["u-1"].events, rows["u-2"].events) == (1 + applied + 1, 1)
+    assert rows["u-1"].position == (partition, last.offset)
+    log, recorded = await rebuilt_and_recorded(where)
+    assert sum(isinstance(one.value, NotUnpacked) for one in recorded) == len(refused)
+    done = await asyncio.to_thread(where.command, "replay", str(log))
+    assert done.returncode == 0, done.stderr
+    replayed = json.loads(done.stdout)
+    assert replayed["outcomes"] == {"ranked": len(answered)}
+    assert replayed["dead_letters"] == {"not_json": len(refused)}
+
+
+async def test_a_wrong_checksum_is_refused_by_the_broker_or_ends_the_worker_with_the_offset(
+    where: Site, test_broker: str
+) -> None:
+    await where.create_topics(PARTITIONS)
+    async with client(where) as outsider:
+        first = await outsider.interact(interaction())
+        damaged = batch(0, [[]])
+        damaged[-1] ^= 1
+        offset = await produced(where, "interactions", first.partition, damaged)
+        assert offset == (None if test_broker == "apache" else first.offset + 1)
+        if offset is not None:
+            worker = launched(where)
+            assert await exit_code(worker) == 1
+            assert f"interactions, partition {first.partition}, offset {offset}: " in worker.log()
+            done = await asyncio.to_thread(where.command, "rebuild")
+            assert (done.returncode, f"offset {offset}: " in done.stderr) == (1, True)
 
 
 async def test_batches_of_every_codec_are_applied(where: Site) -> None:
