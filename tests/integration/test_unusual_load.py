@@ -3,7 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -226,20 +227,28 @@ async def test_a_batch_that_unpacks_to_more_than_the_bound_is_refused_record_by_
     assert (replayed["outcomes"], replayed["dead_letters"]) == ({"ranked": 2}, {"too_large": len(refused)})
 
 
-async def produced(where: Site, topic: str, partition: int, built: bytearray) -> int | None:
-    """Produce a batch as it is, and return the offset of its first record; None where the broker refuses it."""
-    topic = f"{where.prefix}{topic}"
+Produce = Callable[[str, int, bytearray], Awaitable[int | None]]
+"""Topic, partition and batch, to the offset of its first record; None where the broker refuses it."""
+
+
+@asynccontextmanager
+async def raw_producer(where: Site) -> AsyncIterator[Produce]:
+    """Yield what produces a batch as it is."""
     kafka = AIOKafkaClient(bootstrap_servers=where.bootstrap_servers)
-    try:
-        await kafka.bootstrap()
-        kafka.add_topic(topic)
-        await kafka.force_metadata_update()
+
+    async def produce(name: str, partition: int, built: bytearray) -> int | None:
+        topic = f"{where.prefix}{name}"
         leader = kafka.cluster.leader_for_partition(TopicPartition(topic, partition))
         request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, bytes(built))])])
         [(_, [(_, error, offset, *_)])] = (await kafka.send(leader, request)).topics
+        return None if error else offset
+
+    try:
+        await kafka.bootstrap()
+        await kafka.set_topics([f"{where.prefix}{name}" for name in ("interactions", "candidates")])
+        yield produce
     finally:
         await kafka.close()
-    return None if error else offset
 
 
 def odd_batch(name: str, records: Sequence[Interaction | CandidateList]) -> OddBatch:
@@ -254,13 +263,13 @@ async def test_what_no_client_library_makes_is_read_or_refused_and_ends_no_worke
     answered: list[str] = []
     refused: dict[tuple[bytes, bytes], bytes] = {}
     taken, applied = [], 0
-    async with client(where) as outsider:
+    async with client(where) as outsider, raw_producer(where) as produce:
         partition = (await outsider.interact(interaction(event_id="before"))).partition
         for name in names:
             clicks = [interaction(event_id=f"{name} {number}") for number in range(SLOTS)]
             lists = [ask() for _ in range(SLOTS)]
             for topic, odd in (("interactions", odd_batch(name, clicks)), ("candidates", odd_batch(name, lists))):
-                offset = await produced(where, topic, partition, stamped(odd.built, int(time.time() * 1_000)))
+                offset = await produce(topic, partition, stamped(odd.built, int(time.time() * 1_000)))
                 if offset is None:
                     continue
                 taken.append((name, topic))
@@ -308,11 +317,11 @@ async def test_a_wrong_checksum_is_refused_by_the_broker_or_ends_the_worker_with
     where: Site, test_broker: str
 ) -> None:
     await where.create_topics(PARTITIONS)
-    async with client(where) as outsider:
+    async with client(where) as outsider, raw_producer(where) as produce:
         first = await outsider.interact(interaction())
         damaged = batch(0, [[]])
         damaged[-1] ^= 1
-        offset = await produced(where, "interactions", first.partition, damaged)
+        offset = await produce("interactions", first.partition, damaged)
         assert offset == (None if test_broker == "apache" else first.offset + 1)
         if offset is not None:
             worker = launched(where)
