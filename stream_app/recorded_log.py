@@ -52,7 +52,7 @@ class _Line(msgspec.Struct):
     topic: Annotated[str, Meta(min_length=1)]
     partition: Annotated[int, Meta(ge=0, le=999_999)]
     offset: Annotated[int, Meta(ge=0, le=2**63 - 1)]
-    timestamp_ms: Annotated[int, Meta(ge=-1, le=2**63 - 1)]
+    timestamp_ms: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     key: str | UnsetType | None = UNSET
     key_base64: str | UnsetType = UNSET
     value: str | UnsetType | None = UNSET

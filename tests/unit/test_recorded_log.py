@@ -18,7 +18,7 @@ records = st.builds(
     topic=st.text(st.characters(codec="utf-8"), min_size=1, max_size=10),
     partition=st.integers(0, 999_999),
     offset=st.integers(0, 2**63 - 1),
-    timestamp=st.integers(-1, 2**63 - 1),
+    timestamp=st.integers(-(2**63), 2**63 - 1),
     key=_BYTES,
     value=_BYTES,
     headers=st.lists(st.tuples(_TEXT, _BYTES), max_size=3),
