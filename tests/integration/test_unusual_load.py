@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import NotLeaderForPartitionError
 from aiokafka.protocol.produce import ProduceRequest
 
 from deploy.local import LocalStack
@@ -240,8 +241,12 @@ async def raw_producer(where: Site) -> AsyncIterator[Produce]:
         topic = f"{where.prefix}{name}"
         leader = kafka.cluster.leader_for_partition(TopicPartition(topic, partition))
         request = ProduceRequest(None, -1, 10_000, [(topic, [(partition, bytes(built))])])
-        [(_, [(_, error, offset, *_)])] = (await kafka.send(leader, request)).topics
-        return None if error else offset
+        async with asyncio.timeout(30.0):
+            while True:
+                [(_, [(_, error, offset, *_)])] = (await kafka.send(leader, request)).topics
+                if error != NotLeaderForPartitionError.errno:  # the topic is new
+                    return None if error else offset
+                await asyncio.sleep(0.05)
 
     try:
         await kafka.bootstrap()
