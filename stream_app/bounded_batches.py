@@ -25,6 +25,9 @@ from stream_app.unpacking import UnpackError, unpack
 MOST_REFUSED_RECORDS = 10_000
 """At most so many records stand for a batch, for its last offsets: its header may claim two thousand million."""
 
+MOST_READ_AGAIN_RECORDS = 20_000
+"""A batch of more is read by aiokafka alone: in Python millions would take longer than a member may be silent."""
+
 _HEAD_BYTES = _DefaultRecordBatchPy.HEADER_STRUCT.size
 _CODEC_BYTE = _DefaultRecordBatchPy.ATTRIBUTES_OFFSET + 1
 
@@ -80,6 +83,8 @@ class _Batch:
             yield from self._refused(offset, ErrorCode.TOO_LARGE)
             return
         for reader in self._records.readers:
+            if reader is not DefaultRecordBatch and self._count() > MOST_READ_AGAIN_RECORDS:
+                break
             try:
                 for record in islice(reader(plain), read, None):
                     if not offset <= record.offset < end:
@@ -94,6 +99,10 @@ class _Batch:
                 if reader is not DefaultRecordBatch:
                     raise
         yield from self._refused(offset, ErrorCode.NOT_JSON)
+
+    def _count(self) -> int:
+        *_, count = _DefaultRecordBatchPy.HEADER_STRUCT.unpack_from(self._data)
+        return int(count)
 
     def _unpacked(self) -> Any:
         """Return the batch without compression, None where that is more than the bound."""

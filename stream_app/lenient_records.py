@@ -47,7 +47,10 @@ def _record(fields: "_Fields") -> tuple[int, int, bytes | None, bytes | None, li
     inner.skip(1)  # attributes: a byte, and nothing is defined in it
     head = inner.number(64), inner.number(32), inner.data(), inner.data()
     headers: list[Header] = []
-    for _ in range(inner.number(32)):
+    count = inner.number(32)
+    if count < 0:
+        raise CorruptRecordException(f"{count} headers")
+    for _ in range(count):
         name, value = inner.data(), inner.data()
         if name is None:
             raise CorruptRecordException("a header without a name")
@@ -81,6 +84,7 @@ class _Fields:
             byte = self._buffer[self.skip(1)]
             found |= (byte & 0x7F) << shift
             if byte < 0x80:
+                found &= (1 << bits) - 1
                 return _signed((found >> 1) ^ -(found & 1), bits)
             shift += 7
             if shift >= bits:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from schemas.dead_letter import DeadLetter
 from schemas.refusals import NotUnpacked
-from stream_app import interactions_log, lenient_records, transport
+from stream_app import bounded_batches, interactions_log, lenient_records, transport
 from stream_app.commands import reading
 from stream_app.lenient_records import _LenientRecords, _PartitionRecords, _records
 from tests.raw_batches import CODECS, HEAD_BYTES, NAME, READ_NAME, batch, holding, marker, record_bytes
@@ -78,6 +78,15 @@ def test_records_with_odd_header_names_are_read_as_others_and_none_is_lost_or_do
     found = reader(OURS, log(odd=True, compression=compression), isolation_level=isolation_level)
     assert list(found) == [as_read(record) for record in expected]
     assert found.next_fetch_offset == expected.next_fetch_offset == 23
+
+
+def test_a_batch_of_too_many_records_to_be_read_in_python_is_refused_from_the_odd_one_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bounded_batches, "MOST_READ_AGAIN_RECORDS", 2)
+    found = list(reader(OURS, [batch(0, [ODD, ODD], odd=True), batch(2, MOSTLY_GOOD, odd=True), batch(5, [PLAIN])]))
+    refused = [record.offset for record in found if isinstance(record.value, NotUnpacked)]
+    assert ([record.offset for record in found], refused) == ([0, 1, 2, 3, 4, 5], [3, 4])
 
 
 def test_reading_goes_on_inside_any_batch() -> None:
