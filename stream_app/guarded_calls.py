@@ -68,7 +68,7 @@ local head = redis.call('HMGET', KEYS[1], 'epoch', 'partitions', 'rebuilds', 'to
 local epoch = math.max(tonumber(head[1] or '0'), tonumber(ARGV[2]), 1)
 local counts = head[2] or (ARGV[4] ~= '' and ARGV[4]) or ARGV[1]
 local last, count = tonumber(string.match(counts, '%d+$')), tonumber(ARGV[1])
-if ARGV[3] == '1' or (count < last and not head[4]) then
+if ARGV[3] == '1' or (count < last and (head[4] or '') == '') then
   epoch, counts = epoch + 1, ARGV[1]
 elseif count > last then
   counts = counts .. ',' .. ARGV[1]

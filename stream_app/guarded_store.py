@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 
 from stream_app.breaker import CircuitBreaker, CircuitState
-from stream_app.errors import StoreUnavailableError
+from stream_app.errors import EpochError, StoreUnavailableError
 from stream_app.ports import Clock, RowSource
 from stream_app.state import UserRow
 from stream_app.telemetry import Telemetry
@@ -38,14 +38,14 @@ class GuardedStore:
         """Return the row of each user.
 
         Raises:
-            StoreUnavailableError: the store failed, was slower than the budget, or was not asked.
+            StoreUnavailableError: the store failed, was slower than the budget, was not asked, or is of another epoch.
         """
         if not self._breaker.allows(self._clock.now_ms()):
             raise StoreUnavailableError("Redis did not answer lately; it was not asked; lists fall back until it does")
         try:
             async with asyncio.timeout(self._budget_ms / 1000.0):
                 rows = await self._store.load(user_ids)
-        except (StoreUnavailableError, TimeoutError) as error:
+        except (StoreUnavailableError, EpochError, TimeoutError) as error:
             told = str(error) or f"no answer in {self._budget_ms:g} ms"
             self.failed(told)
             raise StoreUnavailableError(f"Redis load for {len(user_ids)} users: {told}; lists fall back") from error

@@ -429,8 +429,12 @@ class RedisStore:
 
         So they are read again from their start, as after a loss: that rebuilds the user and changes nobody else.
         Progress goes first, for a crash between the two must not leave a user cold whose log counts as applied.
+
+        Raises:
+            EpochError: the epoch is over; the bytes stay.
         """
-        await self._take_back(dict.fromkeys(self.homes(user_id), -1))
+        if not await self._take_back(dict.fromkeys(self.homes(user_id), -1)):
+            self._check_epoch(SUPERSEDED)
         with unavailable("quarantine"):
             await self.client.rename(self.key(user_id), self.key(user_id, "bad"))
 

@@ -231,6 +231,8 @@ async def test_a_broker_that_forgot_partitions_of_the_same_topic_begins_no_epoch
         await after.enter_epoch(4)
     assert await redis_store(client, prefix).enter_epoch(8) == 1
     assert await redis_store(client, prefix).reset_epoch(4) == 2
+    await after.set_log("")  # a broker that gives no ids
+    assert await redis_store(client, prefix, scripts=scripts).enter_epoch(2) == 3
     await client.aclose()
 
 
@@ -323,6 +325,22 @@ async def test_what_a_writer_of_an_older_epoch_finds_lost_takes_no_progress_of_t
     assert await operator.progress([0, 1]) == [7, 9]
     assert await operator._take_back({0: 3, 1: 11})
     assert await operator.progress([0, 1]) == [3, 9]
+
+
+@pytest.mark.integration
+async def test_a_corrupt_row_that_a_worker_of_an_older_epoch_meets_stays_where_it_is(
+    two_models: tuple[RedisStore, RedisStore],
+) -> None:
+    """Set aside while progress stands, its user would be cold for good."""
+    zombie, operator = two_models
+    await zombie.enter_epoch(2)
+    await operator.reset_epoch(2)
+    await put_bytes(operator, "u-1", b"junk" * 30)
+    await operator.rebuilt({0: 7, 1: 7}, mended=False)
+    with pytest.raises(EpochError, match="restart this worker"):
+        await zombie.load(["u-1"])
+    assert await operator.progress([0, 1]) == [7, 7]
+    assert await operator.read(["u-1"]) == [b"junk" * 30]
 
 
 @pytest.mark.integration
