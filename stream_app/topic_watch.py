@@ -56,9 +56,10 @@ class TopicWatch:
         """Ask `topic_ids`, which leaves out what is not known now."""
         self._inputs = inputs
         self._log_id, self._lists_id = inputs.log_id, inputs.lists_id
+        self._left_ids: set[str] = set()  # of topics that `lists` was before
         self._topic_ids, self._owner = topic_ids, owner
         self._lists_recreated, self._fail = lists_recreated, fail
-        self._sure_s = float("-inf")  # monotonic; all that was fetched before is of the log
+        self._sure_s = float("-inf")  # monotonic; when we were sure last, by an answer or awake ever since
 
     async def run(self) -> None:
         """Look once a second."""
@@ -72,10 +73,10 @@ class TopicWatch:
         """Who is awake and was sure stays so, however long the broker takes to answer; who slept must look first."""
         while True:
             await asyncio.sleep(AWAKE_S)
-            if self._is_awake():
+            if self._still_sure():
                 self._sure_s = time.monotonic()
 
-    def _is_awake(self) -> bool:
+    def _still_sure(self) -> bool:
         return time.monotonic() - self._sure_s <= SURE_FOR_S
 
     async def _look_on(self) -> None:
@@ -102,14 +103,17 @@ class TopicWatch:
         """
         if not self._log_id:  # a broker without ids: the store watch compares where the log ends
             return True
-        return (not doubtful and self._is_awake()) or await self._look()
+        return (not doubtful and self._still_sure()) or await self._look()
 
     async def _look(self) -> bool:
         """Ask for the ids; tell whether that of the log is known, and the same."""
         asked_s, inputs = time.monotonic(), self._inputs
         found = await self._topic_ids([inputs.log, inputs.lists])
         log_id, lists_id = found.get(inputs.log, ""), found.get(inputs.lists, "")
+        if lists_id in self._left_ids:
+            lists_id = ""  # from a broker that has not heard of the new topic
         if lists_id and self._lists_id not in ("", lists_id):
+            self._left_ids.add(self._lists_id)
             logger.error(
                 "event=lists_recreated topic=%s is another one by now; it is read from its start", inputs.lists
             )

@@ -86,8 +86,9 @@ async def test_a_store_that_is_away_ends_no_watch() -> None:
 
 
 async def test_lists_of_another_topic_are_read_from_its_start_once() -> None:
+    """Though a broker that lags tells of the earlier one in between."""
     new = OURS | {"candidates": "2b"}
-    watched = Watched(Broker(OURS, {"interactions": "1a"}, new, new, {"interactions": "2a"}))
+    watched = Watched(Broker(OURS, {"interactions": "1a"}, new, OURS, new, {"interactions": "2a"}))
     await watched.watch.run()
     assert watched.rereads == 1
 
@@ -128,7 +129,7 @@ class HungBroker(Broker):
         return await super().topic_ids(names)
 
 
-async def test_a_broker_that_does_not_answer_holds_up_who_is_awake_and_not_who_slept(
+async def test_a_broker_that_does_not_answer_holds_up_who_slept_and_not_who_is_awake(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 0.0
