@@ -34,12 +34,11 @@ _APACHE: tuple[BrokerChoice, ...] = ("apache", "cluster")
 async def kill_worker(world: World, strike: Strike) -> AsyncIterator[None]:
     """Kill -9; the process manager starts it again when the fault ends."""
     worker = world.fleet.workers[strike.index]
-    worker.held = True
+    worker.hold()
     if worker.child.is_running:
         worker.child.kill()
     yield
-    worker.start()
-    worker.held = False
+    worker.release()
 
 
 @asynccontextmanager
@@ -59,11 +58,10 @@ async def freeze_worker(world: World, strike: Strike) -> AsyncIterator[None]:
 async def terminate_worker(world: World, strike: Strike) -> AsyncIterator[None]:
     """Send SIGTERM, as a rolling update does, and start it again."""
     worker = world.fleet.workers[strike.index]
-    worker.held = True
+    worker.hold()
     await world.fleet.terminate(worker)
     yield
-    worker.start()
-    worker.held = False
+    worker.release()
 
 
 def stop_at_fail_point(action: str) -> Fault:
@@ -75,7 +73,7 @@ def stop_at_fail_point(action: str) -> Fault:
         failpoint = f"{rng.choice(failpoints.POINTS)}:{rng.randint(1, _MOST_PASSES)}:{action}"
         world.say(f"    fail-point {failpoint}")
         worker = world.fleet.workers[strike.index]
-        worker.held = True
+        worker.hold()
         await world.fleet.terminate(worker)
         worker.start(failpoint)
         yield
@@ -83,8 +81,7 @@ def stop_at_fail_point(action: str) -> Fault:
             worker.child.resume()
             await asyncio.sleep(_ZOMBIE_S)
             worker.child.kill()
-        worker.start()
-        worker.held = False
+        worker.release()
 
     return act
 

@@ -26,6 +26,7 @@ class Worker:
         self.number = number
         self.starts = 0
         self.held = False  # True: a fault has it in hand, the fleet leaves it alone
+        self.restart: asyncio.TimerHandle | None = None
         self._log_start_bytes = 0
         self._clock_path = directory / f"worker-{number}.clock"
         self._log_path = directory / f"worker-{number}.log"
@@ -49,6 +50,17 @@ class Worker:
         self.starts += 1
         self.child = self._new_child(failpoint)
         self.child.start()
+
+    def hold(self) -> None:
+        """Take it in hand, also if it ended by itself and was to be started again."""
+        self.held = True
+        if self.restart is not None:
+            self.restart.cancel()
+
+    def release(self) -> None:
+        """Start it and leave it to the fleet."""
+        self.start()
+        self.held = False
 
     def set_clock(self, *, ahead_s: float) -> None:
         """Set its wall clock, whether it runs or not; 0: to the true time."""
@@ -117,11 +129,7 @@ class Fleet:
                     self.ended_by_themselves.append(told)
                     self._say(told)
                     worker.held = True
-                    asyncio.get_running_loop().call_later(RESTART_AFTER_S, self._start_again, worker)
-
-    def _start_again(self, worker: Worker) -> None:
-        worker.start()
-        worker.held = False
+                    worker.restart = asyncio.get_running_loop().call_later(RESTART_AFTER_S, worker.release)
 
     async def terminate(self, worker: Worker) -> int | None:
         """SIGTERM, wait for the end, note an end that took longer than a worker may take; return the exit code."""
@@ -136,7 +144,7 @@ class Fleet:
     async def stop(self) -> None:
         """End all at once."""
         for worker in self.workers:
-            worker.held = True
+            worker.hold()
         await asyncio.gather(*(self.terminate(worker) for worker in self.workers))
 
     def leftovers(self) -> list[int]:
