@@ -175,7 +175,7 @@ class Slate(Struct, frozen=True, kw_only=True, omit_defaults=True):
     event_time_ms: int
     outcome: Annotated[
         Literal["ranked", "fallback", "shed"],
-        Meta(description="fallback: retrieval order, with a reason; shed: past its deadline, no items."),
+        Meta(description="fallback: retrieval order, with a reason; shed: too late for its deadline, no items."),
     ]
     reasons: list[str]
     item_ids: list[str]

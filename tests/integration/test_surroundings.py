@@ -89,7 +89,7 @@ async def until_applied(outsider: Client, interactions: int) -> None:
 
 # Redis is frozen on purpose below: no answer comes too late for that.
 _PATIENT = {f"RERANK_REDIS__{name}_MS": "60000" for name in ("TIMEOUT", "CONNECT_TIMEOUT", "BUDGET")}
-_USED_AT_ONCE = 3  # by interactions, by lists, by the store watch
+_USED_AT_ONCE = 4  # by interactions, by lists, by the store watch, by the topic watch
 
 
 async def until_all_connections_stand(server: RedisServer, admin: "redis.Redis", outsider: Client) -> int:
