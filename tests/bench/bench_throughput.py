@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from deploy.local import LocalStack
-from stream_app.settings import KafkaSettings, Settings
+from stream_app.settings import KafkaSettings, RedisSettings, Settings
 from stream_app.state import UserRow
 from stream_app.topic_admin import create_topics
 from tests.bench.contender import BenchError, Contender, forget_users, naive, ours, run
@@ -58,6 +58,7 @@ class Arena:
             "RERANK_ARTEFACT": str(self.artefact),
             "RERANK_TOPIC_PREFIX": prefix,
             "RERANK_GROUP_ID": group_id,
+            "RERANK_REDIS__KEY_PREFIX": RedisSettings().key_prefix,  # where the rows are that both find
             "NAIVE_DATA_DIRECTORY": str(self.directory / group_id),
         }
 
