@@ -54,7 +54,8 @@ class Rows:
 
     def progress(self) -> list[bytes]:
         keys = sorted(self.connection.scan_iter(f"{self._prefix}:{{log}}:*interactions:*"))
-        return [self._get(key) for key in keys]
+        found = [self.connection.get(key) for key in keys]
+        return [one for one in found if isinstance(one, bytes)]  # a corrupt row may have taken one back meanwhile
 
     def key(self, user_id: str) -> bytes:
         return next(key for key in self.all() if key.endswith(f":u:{user_id}".encode()))
