@@ -34,7 +34,8 @@ MOST_UNSETTLED_BATCHES = 4
 MOST_UNSETTLED_BYTES = 16 * 1_048_576
 FULL_POLL_S = 0.01
 SEEK_AGAIN_S = 0.2
-LOG_END_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
+_NO_ANSWER = (KafkaError, TimeoutError, RuntimeError, ConsumerNotStarted)
 
 
 class _Identity(codecs.Codec):
@@ -335,26 +336,22 @@ class BatchConsumer(driver.Consumer):
 
         It is the stable end: nothing from there on was applied, so it is beyond all that was.
         """
-        tp, consumer = driver.ensure_aiokafka_TP(TP(topic, partition)), self._started_consumer()
-        if consumer is None:
-            return None
+        tp = driver.ensure_aiokafka_TP(TP(topic, partition))
         try:
-            async with asyncio.timeout(LOG_END_TIMEOUT_S):
-                ends = await self._thread.call_thread(consumer.end_offsets, [tp])
-        except (KafkaError, TimeoutError, RuntimeError):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                ends = await self._thread.call_thread(self._thread._ensure_consumer().end_offsets, [tp])
+        except _NO_ANSWER:
             return None
         return int(ends[tp])
 
     async def topic_ids(self, topics: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of topics, without those that the broker does not tell now."""
         found: Mapping[str, str] = {}
-        consumer = self._started_consumer()
-        if consumer is None:
-            return found
         try:
-            async with asyncio.timeout(LOG_END_TIMEOUT_S):
-                found = await self._thread.call_thread(topic_ids, consumer._client, topics)
-        except (KafkaError, TimeoutError, RuntimeError):
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                client = self._thread._ensure_consumer()._client
+                found = await self._thread.call_thread(topic_ids, client, topics)
+        except _NO_ANSWER:
             return {}
         return found
 

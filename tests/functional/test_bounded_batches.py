@@ -85,13 +85,19 @@ def test_the_neighbours_of_a_batch_beyond_the_bound_are_read_as_ever(packing: st
     assert [one for one in found if one.offset not in (2, 3, 4)] == list(reader([before, behind], stock=True))
 
 
+def assert_stands_for_one(record: Any, *, offset: int, why: str, code: ErrorCode) -> None:
+    """Assert that a record, the only one of its batch, was not unpacked and that every decoder refuses it."""
+    text = f"not unpacked: offsets {offset} to {offset}"
+    assert (record.key, record.value, record.headers) == (None, text.encode(), ())
+    for decode in (decode_interaction, decode_candidate_list, decode_item):
+        with pytest.raises(DecodeError, match=rf"b'{text}': .*{why}") as caught:
+            decode(record.key, record.value, DEFAULT_LIMITS)
+        assert caught.value.code is code
+
+
 def test_what_stands_for_a_record_is_refused_as_too_large_and_forgets_nobody() -> None:
     [record] = read([batch(3, [PADDED * 3], compression="zstd")])
-    assert (record.key, record.value, record.headers) == (None, b"not unpacked: offsets 3 to 3", ())
-    for decode in (decode_interaction, decode_candidate_list, decode_item):
-        with pytest.raises(DecodeError, match=r"b'not unpacked: offsets 3 to 3': .*holds more than 67108864") as caught:
-            decode(record.key, record.value, DEFAULT_LIMITS)
-        assert caught.value.code is ErrorCode.TOO_LARGE
+    assert_stands_for_one(record, offset=3, why="holds more than 67108864", code=ErrorCode.TOO_LARGE)
 
 
 def test_reading_goes_on_inside_a_batch_beyond_the_bound() -> None:
@@ -178,11 +184,7 @@ def test_the_neighbours_of_an_odd_batch_are_read_as_ever_and_reading_goes_on_ins
 
 def test_what_stands_for_a_record_that_cannot_be_read_is_no_json_and_forgets_nobody() -> None:
     [record] = read([holding(b"garbage", codec=1, claimed=1)])
-    assert (record.key, record.value, record.headers) == (None, b"not unpacked: offsets 0 to 0", ())
-    for decode in (decode_interaction, decode_candidate_list, decode_item):
-        with pytest.raises(DecodeError, match=r"b'not unpacked: offsets 0 to 0': .*cannot be unpacked.*;.*;") as caught:
-            decode(record.key, record.value, DEFAULT_LIMITS)
-        assert caught.value.code is ErrorCode.NOT_JSON
+    assert_stands_for_one(record, offset=0, why="cannot be unpacked.*;.*;", code=ErrorCode.NOT_JSON)
 
 
 def test_a_record_that_only_says_so_is_not_taken_for_one_that_was_not_unpacked() -> None:
